@@ -1,0 +1,1 @@
+"""DSE: data services that share one message bus."""
