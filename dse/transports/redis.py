@@ -1,0 +1,349 @@
+"""The driver for Redis: ``redis://``, ``rediss://``, ``redis+sentinel://`` and ``redis+cluster://``.
+
+| delivery | in Redis |
+| --- | --- |
+| DIRECT, FANOUT | a pub/sub channel; for DIRECT, ``PUBLISH`` saying 0 means undeliverable |
+| ANYCAST | a list that every listener pops from, blocking; a script pushes only where a listener is *present*: |
+| | subscribed to the channel that has the list's name |
+
+Channels and lists are named by `dse.core.connection.wire_name`; in a database other than 0 with ``db<n>:`` before it,
+because pub/sub does not heed databases. In a cluster pub/sub is sharded, and a bus has all its ANYCAST lists in one
+slot (``dse:{<bus>}:a:…``), because one blocking pop can wait on one slot only.
+"""
+
+from __future__ import annotations
+
+import secrets
+import ssl
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+from urllib.parse import quote
+
+from redis.crc import key_slot
+from redis.exceptions import RedisError
+
+from dse.core.connection import BrokerTransport, Session, wire_name
+from dse.core.transport import Address, Capabilities, Delivery, TransportEvents, TransportUrl
+from dse.errors import InvalidUrl, TransportUnavailable
+from dse.transports._redis_discovery import Found, find_cluster, find_master
+from dse.transports._redis_link import Link, Popper, Scripts
+from dse.transports._redis_wire import Endpoint, unavailable
+
+__all__ = ["RedisTransport"]
+
+_MAX_NAMES = 1 << 16  # wire names remembered
+_CLOSE_TIMEOUT = 1.0  # for the server to carry out the last commands
+_JOIN_TIMEOUT = 10.0  # for a handler that blocks
+_PORT = 6379
+_SENTINEL_PORT = 26379
+
+
+def _flag(text: str) -> bool:
+    if text.lower() in ("1", "true", "yes", "on"):
+        return True
+    if text.lower() in ("0", "false", "no", "off"):
+        return False
+    raise ValueError(f"{text!r} is neither true nor false")
+
+
+class RedisTransport(BrokerTransport):
+    """A transport over one Redis server, the master that a Sentinel names, or a Redis Cluster; Redis 6 or later.
+
+    Sharded pub/sub makes that Redis 7 for a cluster. See `dse.core.transport.Transport`.
+    """
+
+    capabilities = Capabilities(undeliverable=True, max_frame=8 * 2**20, survives_broker_restart=True)
+    options: ClassVar[Mapping[str, Callable[[str], Any]]] = {
+        "ssl": _flag,
+        "ssl_ca_certs": str,
+        "ssl_certfile": str,
+        "ssl_keyfile": str,
+        "ssl_check_hostname": _flag,
+        "sentinel_username": str,
+        "sentinel_password": str,
+    }
+    connection_errors = (OSError, RedisError)
+
+    def __init__(self, url: TransportUrl, *, bus: str, events: TransportEvents) -> None:
+        super().__init__(url, bus=bus, events=events)
+        if url.scheme not in ("redis", "rediss", "redis+sentinel", "redis+cluster"):
+            raise InvalidUrl(f"{url}: the scheme is redis, rediss, redis+sentinel or redis+cluster, not {url.scheme}")
+        if not url.hosts:
+            raise InvalidUrl(f"{url}: the host is missing")
+        if not url.variant and len(url.hosts) > 1:
+            raise InvalidUrl(f"{url}: several hosts need redis+sentinel:// or redis+cluster://")
+        self.master, self.db = _read_path(url)
+        for option in ("sentinel_username", "sentinel_password"):
+            if option in self.given and url.variant != "sentinel":
+                raise InvalidUrl(f"{url}: option {option!r} is for redis+sentinel:// only")
+        self.tls = self._tls_context()
+        self.node = secrets.token_hex(4)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether pub/sub is sharded: in a cluster."""
+        return self.url.variant == "cluster"
+
+    def session(self) -> Session:
+        return _RedisSession(self)
+
+    def endpoint(self, host: str, port: int | None) -> Endpoint:
+        """Return how one server of this bus is connected to."""
+        url, name = self.url, f"dse:{quote(self.bus, safe='')}:{self.node}"
+        return Endpoint(host, port or _PORT, url.username, url.password, self.db, name, self.tls)
+
+    def sentinel_endpoint(self, host: str, port: int | None) -> Endpoint:
+        """Return how one Sentinel is connected to."""
+        username, password = self.given.get("sentinel_username"), self.given.get("sentinel_password")
+        return Endpoint(host, port or _SENTINEL_PORT, username, password, tls=self.tls)
+
+    def _tls_context(self) -> ssl.SSLContext | None:
+        given = {name: value for name, value in self.given.items() if name.startswith("ssl")}
+        wanted = given.pop("ssl", self.url.scheme == "rediss")
+        if not wanted and (given or self.url.scheme == "rediss"):
+            which = next(iter(given), "ssl")
+            raise InvalidUrl(f"{self.url}: option {which!r} is for rediss:// (or ssl=true with a variant)")
+        if not wanted:
+            return None
+        if "ssl_keyfile" in given and "ssl_certfile" not in given:
+            raise InvalidUrl(f"{self.url}: option 'ssl_keyfile' needs 'ssl_certfile'")
+        option = "ssl_ca_certs"
+        try:
+            context = ssl.create_default_context(cafile=given.get("ssl_ca_certs"))
+            if "ssl_certfile" in given:
+                option = "ssl_certfile"
+                # An empty password: OpenSSL would ask the terminal for one, and wait.
+                context.load_cert_chain(given["ssl_certfile"], given.get("ssl_keyfile"), password="")
+        except OSError as error:
+            raise InvalidUrl(f"{self.url}: option {option!r} cannot be used: {error}") from error
+        context.check_hostname = given.get("ssl_check_hostname", True)
+        return context
+
+
+def _read_path(url: TransportUrl) -> tuple[str, int]:
+    """Return the master's name (Sentinel only) and the database number in a URL's path."""
+    path, master = url.path.strip("/"), ""
+    if url.variant == "sentinel":
+        master, _, path = path.partition("/")
+        if not master:
+            raise InvalidUrl(f"{url}: the path must name the master, as in redis+sentinel://host/mymaster/0")
+    if url.variant == "cluster":
+        if path not in ("", "0"):
+            raise InvalidUrl(f"{url}: a cluster has no databases; leave the path {path!r} out")
+        return "", 0
+    if path and not (path.isascii() and path.isdigit() and len(path) < 6):
+        raise InvalidUrl(f"{url}: the path must be a database number, not {path!r}")
+    return master, int(path or 0)
+
+
+class _RedisSession(Session):
+    """One life of the connections to all servers of the bus."""
+
+    def __init__(self, transport: RedisTransport) -> None:
+        self._transport = transport
+        self._sharded = transport.sharded
+        self._scripts = Scripts(sharded=self._sharded)
+        self._names: dict[Address, tuple[Link, bytes]] = {}  # only ever added to; emptied when full
+        bus = quote(transport.bus, safe="", errors="surrogatepass")
+        self._bus = f"dse:{bus}:"
+        self._tagged = f"dse:{{{bus}}}:"
+        self._prefix = f"db{transport.db}:" if transport.db else ""
+        self._found: Found | None = None  # what is connected before the links: sentinels, cluster seeds
+        self._links: list[Link] = []
+        self._slots: Sequence[int] = ()
+        self._lock = threading.Lock()  # protects _popper, _anycast and the change of _closed
+        self._popper: Popper | None = None
+        self._anycast: set[Address] = set()
+        self._closed = False
+        self._opening = False  # a thread is in `open`, and may be using any connection
+
+    # Life
+
+    def open(self) -> None:
+        self._opening = True
+        try:
+            self._open()
+        finally:
+            self._opening = False
+
+    def _open(self) -> None:
+        transport = self._transport
+        deadline = time.monotonic() + transport.connect_timeout
+        hosts = transport.url.hosts
+        found = self._found = Found(transport.url)
+        endpoints = [transport.endpoint(*hosts[0])]
+        if transport.master:
+            sentinels = [transport.sentinel_endpoint(*host) for host in hosts]
+            endpoints = [transport.endpoint(*find_master(found, sentinels, transport.master, deadline))]
+        elif transport.sharded:
+            seeds = [transport.endpoint(*host) for host in hosts]
+            masters, self._slots = find_cluster(found, seeds, deadline)
+            endpoints = [transport.endpoint(*master) for master in masters]
+        for endpoint in endpoints:
+            link = Link(
+                transport.url,
+                endpoint,
+                heartbeat=transport.heartbeat,
+                sharded=self._sharded,
+                deliver=transport.deliver,
+                undelivered=transport.return_undelivered,
+                lost=self._lost,
+            )
+            with self._lock:
+                self._refuse_closed()
+                self._links.append(link)
+            link.open(deadline)
+        if transport.master:
+            role = self._links[0].wire.ask(deadline, "ROLE")
+            if role[0] != b"master":
+                raise unavailable(transport.url, f"is not a master yet, but a {role[0].decode()} ({endpoints[0]})")
+        for link in self._links:
+            link.start(transport.spawn)
+
+    def close(self) -> None:
+        with self._lock:
+            first, self._closed = not self._closed, True
+            popper, links = self._popper, list(self._links)
+        if self._found is not None:
+            self._found.kill()
+        if first and all(link.thread is not None and link.failure is None for link in links):
+            self._leave(popper)
+        deadline = time.monotonic() + _CLOSE_TIMEOUT
+        for link in links:
+            _join(link.thread, deadline - time.monotonic())
+            link.kill()
+        if popper is not None:
+            popper.kill()
+        deadline = time.monotonic() + _JOIN_TIMEOUT
+        for part in (popper, *links):
+            if part is None or not _join(part.thread, deadline - time.monotonic()):
+                continue
+            if part.thread is not None or not self._opening:
+                part.wire.drop()
+
+    def _leave(self, popper: Popper | None) -> None:
+        """Take back everything that others could see, in an order that loses no frame that others could have."""
+        with self._lock:
+            anycast = [self._route(address) for address in self._anycast]
+        try:
+            for link in self._links:
+                link.leave([key for at, key in anycast if at is link])
+            if popper is not None:
+                popper.stop()
+                _join(popper.thread, _CLOSE_TIMEOUT)
+        except OSError:
+            pass
+        for link in self._links:
+            rests = [("EVAL", self._scripts.take_rest, 1, key, key) for at, key in anycast if at is link]
+            wake = [("DEL", popper.wake_key)] if popper is not None and popper.link is link else []
+            link.finish(*rests, *wake)
+
+    def abandon(self) -> None:
+        for part in (self._popper, *self._links):
+            if part is not None:
+                part.wire.drop()
+        if self._found is not None:
+            self._found.drop()
+
+    def _lost(self, cause: BaseException) -> None:
+        self._transport.lost(self, cause)
+
+    def _refuse_closed(self) -> None:
+        if self._closed:
+            raise TransportUnavailable(f"{self._transport.url} is being closed", url=str(self._transport.url))
+
+    # Addresses
+
+    def _route(self, address: Address) -> tuple[Link, bytes]:
+        """Return the link that serves an address, and its name there."""
+        name = wire_name(self._transport.bus, address)
+        if self._sharded and address.delivery is Delivery.ANYCAST:
+            name = self._tagged + name.removeprefix(self._bus)
+        key = (self._prefix + name).encode("ascii")
+        route = self._link_of(key), key
+        if len(self._names) >= _MAX_NAMES:
+            self._names = {}
+        self._names[address] = route
+        return route
+
+    def _link_of(self, key: bytes) -> Link:
+        return self._links[self._slots[key_slot(key)]] if self._slots else self._links[0]
+
+    def listen(self, addresses: Sequence[Address]) -> None:
+        wanted: dict[Link, dict[bytes, Address]] = {}
+        lists: dict[bytes, Address] = {}
+        for address in addresses:
+            link, key = self._route(address)
+            wanted.setdefault(link, {})[key] = address
+            if address.delivery is Delivery.ANYCAST:
+                lists[key] = address
+        if lists:
+            popper = self._popping()
+            with self._lock:
+                self._anycast.update(lists.values())
+            popper.add(lists)
+        for link, channels in wanted.items():
+            link.subscribe(channels)
+
+    def unlisten(self, address: Address) -> None:
+        link, key = self._route(address)
+        link.unsubscribe(key)
+        if address.delivery is not Delivery.ANYCAST:
+            return
+        popper = self._popper
+        in_handler = self._in_handler()
+        if popper is not None:
+            popper.remove(key, in_handler=in_handler)
+        if in_handler:
+            link.tell(("EVAL", self._scripts.take_rest, 1, key, key))
+        with self._lock:
+            self._anycast.discard(address)
+
+    def publish(self, address: Address, data: bytes, ttl: float | None) -> None:
+        link, key = self._names.get(address) or self._route(address)
+        if address.delivery is Delivery.DIRECT:
+            link.publish(key, (address, data), data)
+        elif address.delivery is Delivery.FANOUT:
+            link.publish(key, None, data)
+        else:
+            link.push(key, (address, data), data)
+
+    def _popping(self) -> Popper:
+        """Return the popper; the first to need it connects it."""
+        transport = self._transport
+        with self._lock:
+            self._refuse_closed()
+            if self._popper is not None:
+                return self._popper
+            space = self._tagged if self._sharded else self._bus
+            wake_key = f"{self._prefix}{space}w:{secrets.token_hex(8)}".encode()
+            popper = Popper(
+                self._link_of(wake_key),
+                wake_key,
+                url=transport.url,
+                heartbeat=transport.heartbeat,
+                sharded=self._sharded,
+                deliver=transport.deliver,
+                lost=self._lost,
+            )
+            popper.open(time.monotonic() + transport.connect_timeout)
+            popper.start(transport.spawn)
+            self._popper = popper
+            return popper
+
+    def _in_handler(self) -> bool:
+        current = threading.current_thread()
+        popper = self._popper
+        return any(current is link.thread for link in self._links) or (popper is not None and current is popper.thread)
+
+
+def _join(thread: threading.Thread | None, timeout: float) -> bool:
+    """Wait for a thread, but not for oneself; True when it has ended."""
+    if thread is None:
+        return True
+    if thread is threading.current_thread():
+        return False
+    thread.join(max(0.0, timeout))
+    return not thread.is_alive()
