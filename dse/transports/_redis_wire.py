@@ -130,7 +130,7 @@ class Wire:
                 break
             except OSError as error:
                 failure = error
-                if killed:
+                if isinstance(error, _Killed):
                     raise
         else:
             raise failure
