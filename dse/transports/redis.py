@@ -8,7 +8,7 @@
 
 Channels and lists are named by `dse.core.connection.wire_name`; in a database other than 0 with ``db<n>:`` before it,
 because pub/sub does not heed databases. In a cluster pub/sub is sharded, and a bus has all its ANYCAST lists in one
-slot (``dse:{<bus>}:a:…``), because one blocking pop can wait on one slot only.
+slot (their names end in ``{<bus>}``), because one blocking pop can wait on one slot only.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ class _RedisSession(Session):
         self._names: dict[Address, tuple[Link, bytes]] = {}  # only ever added to; emptied when full
         bus = quote(transport.bus, safe="", errors="surrogatepass")
         self._bus = f"dse:{bus}:"
-        self._tagged = f"dse:{{{bus}}}:"
+        self._tag = f"{{{bus}}}" if self._sharded else ""
         self._prefix = f"db{transport.db}:" if transport.db else ""
         self._found: Found | None = None  # what is connected before the links: sentinels, cluster seeds
         self._links: list[Link] = []
@@ -259,8 +259,8 @@ class _RedisSession(Session):
     def _route(self, address: Address) -> tuple[Link, bytes]:
         """Return the link that serves an address, and its name there."""
         name = wire_name(self._transport.bus, address)
-        if self._sharded and address.delivery is Delivery.ANYCAST:
-            name = self._tagged + name.removeprefix(self._bus)
+        if address.delivery is Delivery.ANYCAST:
+            name += self._tag
         key = (self._prefix + name).encode("ascii")
         route = self._link_of(key), key
         if len(self._names) >= _MAX_NAMES:
@@ -317,8 +317,7 @@ class _RedisSession(Session):
             self._refuse_closed()
             if self._popper is not None:
                 return self._popper
-            space = self._tagged if self._sharded else self._bus
-            wake_key = f"{self._prefix}{space}w:{secrets.token_hex(8)}".encode()
+            wake_key = f"{self._prefix}{self._bus}w:{secrets.token_hex(8)}{self._tag}".encode()
             popper = Popper(
                 self._link_of(wake_key),
                 wake_key,
