@@ -219,8 +219,8 @@ class BrokerTransport(Transport):
             supervisor = threading.Thread(target=self._supervise, name=f"dse-{self.url.driver}", daemon=True)
             self._supervisor = supervisor
             self._threads.add(supervisor)
-        _open_transports.add(self)
-        supervisor.start()
+            _open_transports.add(self)
+            supervisor.start()  # still locked: `close` must not find one that it cannot join yet
         with self._changed:
             # The supervisor keeps the connect timeout; the margin only guards against a driver that does not.
             self._changed.wait_for(lambda: self._open_result is not None, self.connect_timeout * 2 + 5)
