@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from redis.exceptions import RedisError
 
 from dse.errors import TransportUnavailable
-from dse.transports._redis_wire import Endpoint, Wire, unavailable
+from dse.transports._redis_wire import Endpoint, Wire, in_words, unavailable
 
 __all__ = ["Found", "find_cluster", "find_master"]
 
@@ -54,7 +54,7 @@ def find_master(found: Found, sentinels: Sequence[Endpoint], name: str, deadline
             answer = wire.ask(share, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", name)
         except (OSError, RedisError, TransportUnavailable) as error:
             cause = error
-            said.append(f"{endpoint}: {str(error).removeprefix(f'{found.url} ')}")
+            said.append(_said(found, endpoint, error, share - now))
         else:
             if answer is not None:
                 return answer[0].decode(), int(answer[1])
@@ -76,7 +76,7 @@ def find_cluster(found: Found, seeds: Sequence[Endpoint], deadline: float) -> tu
             ranges = wire.ask(share, "CLUSTER", "SLOTS")
         except (OSError, RedisError, TransportUnavailable) as error:
             cause = error
-            said.append(f"{seed}: {str(error).removeprefix(f'{found.url} ')}")
+            said.append(_said(found, seed, error, share - now))
             continue
         finally:
             found.drop()
@@ -90,3 +90,9 @@ def find_cluster(found: Found, seeds: Sequence[Endpoint], deadline: float) -> tu
             return list(masters), slots
         said.append(f"{seed}: no server for {slots.count(-1):,} of the {_SLOTS:,} slots")
     raise unavailable(found.url, f"has no member that knows the whole cluster: {'; '.join(said)}", cause)
+
+
+def _said(found: Found, endpoint: Endpoint, error: BaseException, timeout: float) -> str:
+    if isinstance(error, TransportUnavailable):
+        return str(error).removeprefix(f"{found.url} ")
+    return f"{in_words(error, timeout) or repr(error)} ({endpoint})"

@@ -23,7 +23,7 @@ from redis import exceptions as redis_errors
 
 from dse.errors import TransportUnavailable
 
-__all__ = ["MORE", "Endpoint", "Wire", "Word", "pack", "reply_error", "unavailable"]
+__all__ = ["MORE", "Endpoint", "Wire", "Word", "in_words", "pack", "reply_error", "unavailable"]
 
 MORE: Any = object()
 """What `Wire.gets` returns when no whole reply has been received yet."""
@@ -113,7 +113,7 @@ class Wire:
             self.drop()
             if killed:
                 raise self._unavailable("is being closed", error) from error
-            what = _in_words(error, max(0.1, deadline - began))
+            what = in_words(error, max(0.1, deadline - began))
             if what is None:
                 raise
             raise self._unavailable(f"{what} {where}", error) from error
@@ -328,7 +328,7 @@ def _ready(sock: socket.socket, write: bool, timeout: float) -> bool:
     return bool(poll.poll(max(0.0, timeout) * 1000))
 
 
-def _in_words(error: BaseException, timeout: float) -> str | None:
+def in_words(error: BaseException, timeout: float) -> str | None:
     """Say what is wrong with a server, or return None when it is not the server's doing."""
     words: Sequence[tuple[type[BaseException], str]] = (
         (redis_errors.AuthenticationError, "refuses the user name or password"),
