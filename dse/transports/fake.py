@@ -23,7 +23,7 @@ from time import monotonic
 from typing import ClassVar
 from weakref import WeakValueDictionary
 
-from dse.core.connection import BrokerTransport, Session
+from dse.core.connection import BrokerTransport, Session, wire_name
 from dse.core.transport import Address, Capabilities, Delivery, TransportEvents
 from dse.core.url import TransportUrl
 from dse.errors import InvalidUrl
@@ -67,13 +67,14 @@ class FakeTransport(BrokerTransport):
 class Parcel:
     """A frame on its way: `data` as published, `seq` its number among those of the sender's transport."""
 
-    __slots__ = ("address", "attempted", "data", "place", "returned", "sender", "seq")
+    __slots__ = ("address", "attempted", "data", "place", "returned", "sender", "seq", "weight")
 
     def __init__(self, sender: _FakeSession, address: Address, data: bytes, seq: int) -> None:
         self.sender = sender
         self.address = address
         self.data = data
         self.seq = seq
+        self.weight = len(data)  # what it adds to the bytes of an inbox
         self.place: _Place | None = None  # where it was routed to
         self.attempted = False  # ANYCAST: it is in the queue, or was
         self.returned = False  # undeliverable: it goes to its sender
@@ -173,12 +174,12 @@ class _FakeSession(Session):
     def _deliver(self, parcel: Parcel) -> None:
         place = parcel.place
         if parcel.returned:
-            self.taken += len(parcel.data)
+            self.taken += parcel.weight
             self.transport.return_undelivered(parcel.address, parcel.data)
         elif parcel.attempted:  # ANYCAST: was taken from the queue, which gives each frame once
             self.transport.deliver(parcel.address, parcel.data)
         elif place is not None:
-            self.taken += len(parcel.data)
+            self.taken += parcel.weight
             pair = (parcel.sender.transport, place)
             if parcel.seq <= self._seen.get(pair, 0):
                 return  # a second attempt
@@ -219,12 +220,12 @@ class FakeBroker:
             return broker
 
     def leftovers(self, bus: str) -> set[str]:
-        """Return what there is on a bus: its sessions, its addresses with listeners, frames that wait."""
+        """Return what there is on a bus: its connections, its addresses with listeners, frames that wait."""
         with self.lock:
-            found = {f"session {id(s):x}" for s in self.sessions if s.established and s.bus.name == bus}
+            found = {f"connection {id(s):x} on {bus}" for s in self.sessions if s.established and s.bus.name == bus}
             known = self._buses.get(bus)
-            found |= {f"{a.delivery.value} {a.name}" for a in known.places} if known is not None else set()
-            return found | {f"held {p.address.name}" for p in self._held if p.sender.bus.name == bus}
+            found |= {f"listeners of {wire_name(bus, address)}" for address in known.places} if known else set()
+            return found | {f"frame to {wire_name(bus, p.address)}" for p in self._held if p.sender.bus.name == bus}
 
     # What sessions ask for
 
@@ -326,7 +327,7 @@ class FakeBroker:
     def attempt(self, parcel: Parcel, receiver: _FakeSession | None) -> None:
         """Deliver a parcel to a session's inbox, or to its ANYCAST queue; a second attempt changes nothing."""
         if receiver is not None:
-            self._put(receiver, parcel, len(parcel.data))
+            self._put(receiver, parcel, parcel.weight)
             return
         place = parcel.sender.bus.places.get(parcel.address)
         if place is None:
@@ -445,7 +446,7 @@ class FakeBroker:
 
     def _return(self, parcel: Parcel) -> None:
         parcel.returned = True
-        self._put(parcel.sender, parcel, len(parcel.data))
+        self._put(parcel.sender, parcel, parcel.weight)
 
     def _put(self, receiver: _FakeSession, item: Parcel | _Place, size: int) -> None:
         if receiver.failure is not None:
@@ -495,7 +496,13 @@ class FakeBroker:
                 del session.bus.places[place.address]
             waiting, place.waiting = place.waiting, deque()
             for parcel in waiting:
-                self._return(parcel)
+                # Past the bounds of the sender's inbox: a consumer that was slow, and left, must not cost the sender
+                # its connection. They are as many as the consumer's bounds let wait.
+                parcel.returned, parcel.weight = True, 0
+                if parcel.sender.cut:
+                    parcel.sender.holes = True
+                else:
+                    parcel.sender.inbox.put(parcel)
 
 
 _brokers: WeakValueDictionary[str, FakeBroker] = WeakValueDictionary()
