@@ -45,7 +45,7 @@ _UNUSED_QUEUE_TTL = 30_000  # milliseconds an ANYCAST queue may wait for its fir
 _MOST_CHANNELS = 1000  # RabbitMQ's default limit is 2047 a connection
 _ROUTES = 16384  # addresses remembered that were sent to
 _GOODBYE = 1.0  # seconds a broker gets to answer a logout
-_HANDLER_TIMEOUT = 10.0  # seconds a handler of a lost session may go on before it is left behind
+_HANDLER_TIMEOUT = 5.0  # seconds a handler of a lost session may go on before it is left behind
 
 
 class Blocked(TransportUnavailable):
@@ -121,6 +121,7 @@ class _RabbitSession(Session):
         self._life = threading.Lock()
         self._cancel = Cancel()
         self._ended = False
+        self._cause: BaseException | None = None  # what the session was lost for
         self._threads: list[threading.Thread] = []
         self._wires: tuple[Wire, ...] = ()
         self._consume: Wire
@@ -216,6 +217,8 @@ class _RabbitSession(Session):
     def _request(self, do: Any) -> None:
         try:
             self._consume.request(do, self._transport.heartbeat)
+        except Cancelled as error:
+            raise self._cause or error from None
         except amqp.ConsumerCancelled as error:
             raise _cancelled(error) from None
 
@@ -233,24 +236,29 @@ class _RabbitSession(Session):
         broker then closes the channel, so each attempt is made on a channel without other consumers.
         """
         if len(names) > 1:
+            channel = self._channel(connection)
             try:
-                return self._share_on(self._channel(connection), names)
+                return self._share_on(channel, names)
             except amqp.NotFound:
-                pass
+                if channel in self._consumers.values():
+                    raise
         for name in names:
             while True:
+                channel = self._channel(connection)
                 try:
-                    self._share_on(self._channel(connection), [name])
+                    self._share_on(channel, [name])
                     break
                 except amqp.NotFound:
-                    continue
+                    if channel in self._consumers.values():
+                        raise  # other consumers are gone with it: the whole session must be restored
 
     def _channel(self, connection: Any) -> Any:
+        """Return a channel without consumers, or beyond `_MOST_CHANNELS` the one with the latest."""
         if self._idle:
             return self._idle.pop()
         if len(connection.channels) < _MOST_CHANNELS:
             return connection.channel()
-        return next(iter(self._consumers.values()))
+        return next(reversed(self._consumers.values()))
 
     def _share_on(self, channel: Any, names: list[str]) -> None:
         for name in names:
@@ -260,7 +268,7 @@ class _RabbitSession(Session):
                 exclusive=False,
                 auto_delete=True,
                 arguments={"x-expires": _UNUSED_QUEUE_TTL},
-                nowait=name is not names[-1],
+                nowait=True,
             )
             channel.basic_consume(name, consumer_tag=name, no_ack=True, nowait=name is not names[-1])
         for name in names:
@@ -292,7 +300,10 @@ class _RabbitSession(Session):
         if wire.blocked:
             raise Blocked("the broker takes no messages now, for want of memory or disk space")
         method = self._routes.get(address) or self._route(address)
-        wire.send(message(method, _CHANNEL, data, ttl, wire.frame_max), self._transport.heartbeat)
+        try:
+            wire.send(message(method, _CHANNEL, data, ttl, wire.frame_max), self._transport.heartbeat)
+        except Cancelled as error:
+            raise self._cause or error from None
 
     def _route(self, address: Address) -> bytes:
         name = wire_name(self._transport.bus, address)
@@ -355,6 +366,7 @@ class _RabbitSession(Session):
     def _lose(self, cause: BaseException) -> None:
         if self._ended:
             return
+        self._cause = self._cause or cause
         if isinstance(cause, TimeoutError):
             for wire in self._wires:
                 wire.connected = False  # no use to say goodbye
