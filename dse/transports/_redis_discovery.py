@@ -36,6 +36,10 @@ class Found:
         if self._wire is not None:
             self._wire.kill()
 
+    def abandon(self) -> None:
+        if self._wire is not None:
+            self._wire.abandon()
+
     def drop(self) -> None:
         wire, self._wire = self._wire, None
         if wire is not None:

@@ -88,6 +88,7 @@ class Wire:
         self._sock: socket.socket | None = None
         self._tls = False
         self._killed = False
+        self._opening = False
         self._send_timeout = 5.0
         self._receive_timeout = 5.0
         self._buffer = bytearray(_READ_SIZE)
@@ -101,22 +102,23 @@ class Wire:
     def open(self, deadline: float, *, resp3: bool = True) -> None:
         """Connect and introduce; raise `TransportUnavailable` that says in words what is wrong."""
         began = time.monotonic()
-        where = f"({self.endpoint})"
+        self._opening = True
         try:
             self._dial(deadline)
             self._introduce(deadline, resp3)
-        except TransportUnavailable:
-            self.drop()
-            raise
+            self._refuse_killed()
         except BaseException as error:
-            killed = self._killed
-            self.drop()
+            killed, self._killed = self._killed, True
             if killed:
                 raise self._unavailable("is being closed", error) from error
-            what = in_words(error, max(0.1, deadline - began))
+            what = None if isinstance(error, TransportUnavailable) else in_words(error, max(0.1, deadline - began))
             if what is None:
                 raise
-            raise self._unavailable(f"{what} {where}", error) from error
+            raise self._unavailable(f"{what} ({self.endpoint})", error) from error
+        finally:
+            self._opening = False
+            if self._killed:
+                self.drop()
 
     def _dial(self, deadline: float) -> None:
         host, port = self.endpoint.host, self.endpoint.port
@@ -286,8 +288,13 @@ class Wire:
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
     def drop(self) -> None:
-        """Close the file descriptor without a word on the wire; no thread may be using the connection."""
+        """Close the file descriptor without a word on the wire; the thread that reads must have ended."""
         self._killed = True
+        if not self._opening:  # whoever connects would be left with a descriptor that may come to mean another file
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Close the file descriptor, whoever uses it: in a forked child nobody does."""
         sock, self._sock = self._sock, None
         if sock is not None:
             with contextlib.suppress(OSError):

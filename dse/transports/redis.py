@@ -153,7 +153,8 @@ class _RedisSession(Session):
         self._found: Found | None = None  # what is connected before the links: sentinels, cluster seeds
         self._links: list[Link] = []
         self._slots: Sequence[int] = ()
-        self._lock = threading.Lock()  # protects _popper, _anycast and the change of _closed
+        self._popper_lock = threading.Lock()  # held while the popper is connected
+        self._lock = threading.Lock()  # protects _popper, _anycast, _links and the change of _closed
         self._popper: Popper | None = None
         self._anycast: set[Address] = set()
         self._closed = False
@@ -243,9 +244,9 @@ class _RedisSession(Session):
     def abandon(self) -> None:
         for part in (self._popper, *self._links):
             if part is not None:
-                part.wire.drop()
+                part.wire.abandon()
         if self._found is not None:
-            self._found.drop()
+            self._found.abandon()
 
     def _lost(self, cause: BaseException) -> None:
         self._transport.lost(self, cause)
@@ -313,10 +314,10 @@ class _RedisSession(Session):
     def _popping(self) -> Popper:
         """Return the popper; the first to need it connects it."""
         transport = self._transport
-        with self._lock:
-            self._refuse_closed()
-            if self._popper is not None:
-                return self._popper
+        with self._popper_lock:
+            popper = self._popper
+            if popper is not None:
+                return popper
             wake_key = f"{self._prefix}{self._bus}w:{secrets.token_hex(8)}{self._tag}".encode()
             popper = Popper(
                 self._link_of(wake_key),
@@ -327,9 +328,11 @@ class _RedisSession(Session):
                 deliver=transport.deliver,
                 lost=self._lost,
             )
+            with self._lock:
+                self._refuse_closed()
+                self._popper = popper  # so that `close` ends its connecting
             popper.open(time.monotonic() + transport.connect_timeout)
             popper.start(transport.spawn)
-            self._popper = popper
             return popper
 
     def _in_handler(self) -> bool:
