@@ -242,10 +242,11 @@ class TestDriver:
         quick.listen(place)
         for count, number in enumerate(numbers(1000), 1):
             sender.send(place, number)
+            if count == 1:
+                assert blocked.wait(DEADLINE)
             if count % 100 == 0:
                 quick.heard.wait(lambda: len(quick.heard.frames) == count)  # noqa: B023
         assert quick.heard.payloads() == numbers(1000)
-        assert blocked.is_set()
         release.set()
         state = slow.wait_state(ConnectionState.DISCONNECTED)
         assert "slow consumer" in str(state.cause)
