@@ -62,6 +62,8 @@ def message(method: bytes, channel: int, body: bytes, ttl: float | None, frame_m
         properties += _short(str(math.ceil(max(1.0, min(ttl * 1000, _LONGEST_EXPIRATION)))))
     header = _frame(_HEADER, channel, _CONTENT.pack(_BASIC, 0, len(body), flags) + properties)
     room = frame_max - 8
+    if not body:
+        return method + header
     if len(body) <= room:
         return b"%b%b%b%b\xce" % (method, header, _START.pack(_BODY, channel, len(body)), body)
     parts: list[bytes | memoryview] = [method, header]

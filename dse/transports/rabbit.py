@@ -103,12 +103,18 @@ class RabbitTransport(BrokerTransport):
     def _tls_context(self) -> ssl.SSLContext:
         """Return a new context: certificates may have been renewed since the last session."""
         given = self.given
+        if "ssl_keyfile" in given and "ssl_certfile" not in given:
+            raise InvalidUrl(f"{self.url}: option 'ssl_keyfile' needs 'ssl_certfile'")
+        option = "ssl_ca_certs"
         try:
-            context = ssl.create_default_context(cafile=given.get("ssl_ca_certs"))
-            if "ssl_certfile" in given or "ssl_keyfile" in given:
-                context.load_cert_chain(given.get("ssl_certfile", ""), given.get("ssl_keyfile"))
+            context = ssl.create_default_context(cafile=given.get(option))
+            option = "ssl_certfile"
+            if option in given:
+                context.load_cert_chain(given[option], given.get("ssl_keyfile"))
         except (OSError, ValueError) as error:
-            raise InvalidUrl(f"{self.url}: the TLS files cannot be used: {error}") from None
+            if option == "ssl_certfile" and "ssl_keyfile" in given:
+                option += "' or 'ssl_keyfile"
+            raise InvalidUrl(f"{self.url}: option '{option}' cannot be used: {error}") from None
         context.check_hostname = given.get("ssl_check_hostname", True)
         return context
 
