@@ -1,0 +1,187 @@
+"""What the contract's tests share: the base class, the capabilities a test needs, and the fixtures.
+
+A driver's test file gives the fixture ``broker``; it may replace ``transport_class`` too.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, ClassVar, Protocol, Self, TypeVar
+
+import pytest
+
+from dse.core.plugins import load_transport
+from dse.core.transport import Delivery, Transport
+from dse.core.url import TransportUrl
+from dse.testing.contract.peer import Peer
+from dse.testing.contract.recorder import PROMPT, Client, with_options
+
+if TYPE_CHECKING:
+    from dse.testing.brokers import Broker
+
+__all__ = [
+    "ANYCAST",
+    "DELIVERIES",
+    "DIRECT",
+    "FANOUT",
+    "Connect",
+    "Contract",
+    "StartPeer",
+    "bus",
+    "connect",
+    "each_delivery",
+    "failing",
+    "needs",
+    "start_peer",
+    "transport_class",
+    "within",
+]
+
+DIRECT, ANYCAST, FANOUT = Delivery.DIRECT, Delivery.ANYCAST, Delivery.FANOUT
+DELIVERIES = tuple(Delivery)
+each_delivery = pytest.mark.parametrize("delivery", DELIVERIES, ids=lambda delivery: delivery.value)
+
+_Test = TypeVar("_Test", bound=Callable[..., object])
+
+_DRIVER_NEEDS = {
+    "undeliverable": "driver does not claim undeliverable",
+    "survives_broker_restart": "driver does not claim survives_broker_restart",
+}
+_BROKER_NEEDS = {
+    "multiprocess": "broker is in this process only",
+    "can_fail": "broker cannot be stopped from here",
+    "can_look": "broker cannot be looked into from here",
+}
+
+
+def needs(*what: str) -> Callable[[_Test], _Test]:
+    """Say what a test needs of the driver (a name in `Capabilities`) or of the broker; without it the test is skipped."""
+    for name in what:
+        if name not in _DRIVER_NEEDS | _BROKER_NEEDS:
+            raise ValueError(f"nothing is called {name!r}")
+
+    def mark(test: _Test) -> _Test:
+        test.contract_needs = what  # type: ignore[attr-defined]
+        return test
+
+    return mark
+
+
+class Contract:
+    """Base of the contract's classes; each proves one guarantee, which its docstring says."""
+
+    guarantee: ClassVar[int]
+
+    @pytest.fixture(autouse=True)
+    def _applies(
+        self,
+        request: pytest.FixtureRequest,
+        broker: Broker,
+        transport_class: type[Transport],
+        record_property: Callable[[str, object], None],
+    ) -> None:
+        if hasattr(self, "guarantee"):
+            record_property("guarantee", self.guarantee)
+        for need in getattr(request.function, "contract_needs", ()):
+            if need in _DRIVER_NEEDS and not getattr(transport_class.capabilities, need):
+                pytest.skip(_DRIVER_NEEDS[need])
+            if need in _BROKER_NEEDS and not getattr(broker, need, True):
+                pytest.skip(_BROKER_NEEDS[need])
+
+
+class Connect(Protocol):
+    """Makes a client on the test's bus, opened and closed for the test."""
+
+    def __call__(
+        self, url: str | None = None, *, bus: str | None = None, opened: bool = True, **options: object
+    ) -> Client:
+        """url: of the broker, if not the usual one. options: added to the URL."""
+
+
+class StartPeer(Protocol):
+    """Starts another process with a transport on the test's bus."""
+
+    def __call__(self, *, bus: str | None = None, **options: object) -> Peer: ...
+
+
+@pytest.fixture
+def transport_class(broker: Broker) -> type[Transport]:
+    """The driver under test: the one installed for the broker's URL."""
+    return load_transport(broker.url)
+
+
+@pytest.fixture
+def bus() -> str:
+    """A bus of the test's own."""
+    return f"contract-{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def connect(broker: Broker, transport_class: type[Transport], bus: str) -> Iterator[Connect]:
+    """Makes clients; closes them all at the end, and fails if a thread of the driver is left."""
+    before = set(threading.enumerate())
+    clients: list[Client] = []
+    usual_bus = bus
+
+    def connect(url: str | None = None, *, bus: str | None = None, opened: bool = True, **options: object) -> Client:
+        client = Client(transport_class, with_options(url or broker.url, **options), bus or usual_bus)
+        clients.append(client)
+        if opened:
+            client.open()
+        return client
+
+    yield connect
+    for client in clients:
+        client.close()
+    prefix = f"dse-{TransportUrl.parse(broker.url).driver}"
+    until = time.monotonic() + PROMPT
+    left = [thread for thread in set(threading.enumerate()) - before if thread.name.startswith(prefix)]
+    for thread in left:
+        thread.join(max(0.0, until - time.monotonic()))
+    assert not [thread.name for thread in left if thread.is_alive()], "threads left after close"
+
+
+@pytest.fixture
+def start_peer(broker: Broker, transport_class: type[Transport], bus: str) -> Iterator[StartPeer]:
+    """Starts peers; kills those that are left at the end."""
+    peers: list[Peer] = []
+    usual_bus = bus
+
+    def start(*, bus: str | None = None, **options: object) -> Peer:
+        peer = Peer(transport_class, with_options(broker.url, **options), bus or usual_bus)
+        peers.append(peer)
+        return peer
+
+    yield start
+    for peer in peers:
+        peer.kill()
+
+
+@pytest.fixture
+def failing(broker: Broker) -> Iterator[Broker]:
+    """The broker, in a test that breaks it; sound again at the end."""
+    yield broker
+    broker.resume()
+    broker.mend()
+    broker.start()
+
+
+class within:
+    """A block that must end within some seconds; `elapsed` is what it took."""
+
+    def __init__(self, seconds: float, what: str) -> None:
+        self.seconds = seconds
+        self.what = what
+        self.elapsed = 0.0
+
+    def __enter__(self) -> Self:
+        self._began = time.monotonic()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.elapsed = time.monotonic() - self._began
+        if kind is None:
+            assert self.elapsed <= self.seconds, f"{self.what} took {self.elapsed:.2f} s, more than {self.seconds:g} s"
