@@ -142,6 +142,7 @@ class BrokerTransport(Transport):
         self.connect_timeout: float = given.pop("connect_timeout", 5.0)
         self.heartbeat: float = given.pop("heartbeat", 10.0)
         self.given: dict[str, Any] = given
+        self._losses: tuple[type[BaseException], ...] = (*self.connection_errors, TransportUnavailable)
         self._forked = False
         self._ages = FrameAges()
         self._ages_lock = threading.Lock()  # protects _ages
@@ -304,7 +305,7 @@ class BrokerTransport(Transport):
         try:
             if session is not None:
                 session.unlisten(address)
-        except (*self.connection_errors, TransportUnavailable) as error:
+        except self._losses as error:
             assert session is not None
             self.lost(session, error)
         finally:
@@ -334,7 +335,7 @@ class BrokerTransport(Transport):
             return
         try:
             session.publish(address, data, ttl)
-        except (*self.connection_errors, TransportUnavailable) as error:
+        except self._losses as error:
             self.lost(session, error)
             raise self._unavailable("cannot send", error) from error
 

@@ -1,0 +1,242 @@
+"""The control bus: runs the membership machine, and tells the rest of the node who offers what."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from dse.core.effects import Effect, Send
+from dse.core.info import DataServiceInfo, NodeStatus
+from dse.core.membership import Membership, NodeState, Peer, PeerEvent
+from dse.core.messages import Catalogue, CatalogueRequest, Clash, Heartbeat, Leave
+from dse.core.threads import SerialQueue, Timers
+from dse.core.wire import Wire
+from dse.errors import ConfigError
+
+__all__ = ["ControlBus", "Member"]
+
+T = TypeVar("T")
+
+
+class Member:
+    """A live peer as the rest of the node needs it: immutable, made anew when the peer's catalogue or state changes."""
+
+    __slots__ = ("instance", "node_id", "node_methods", "services", "state")
+
+    def __init__(self, peer: Peer, services: dict[str, DataServiceInfo]) -> None:
+        self.node_id = peer.node_id
+        self.instance = peer.instance
+        self.state = peer.state
+        self.services = services
+        self.node_methods = frozenset(peer.node_methods)
+
+
+class ControlBus:
+    """How a node knows its peers: heartbeats, catalogues, joins, leaves and failures.
+
+    Runs one `Membership` machine: frames come from the transport's threads, time from the node's timer thread, and what
+    the machine wants sent goes out through `control`, the node's serial queue for work that may block.
+
+    Lock: ``_changed`` protects ``_machine`` and ``_infos``; `members` and `replicas` are immutable values that are
+    replaced under it and read without.
+    """
+
+    def __init__(
+        self,
+        machine: Membership,
+        wire: Wire,
+        timers: Timers,
+        control: SerialQueue,
+        own_infos: Callable[[], list[DataServiceInfo]],
+        on_event: Callable[[list[PeerEvent]], None],
+        on_clash: Callable[[str], None],
+    ) -> None:
+        self._machine = machine
+        self._wire = wire
+        self._timers = timers
+        self._timer = timers.timer(lambda: control.put(self._tick))
+        self._control = control
+        self._own_infos = own_infos
+        self._on_event = on_event
+        self._on_clash = on_clash
+        self._changed = threading.Condition()
+        self._infos: dict[str, dict[str, DataServiceInfo]] = {}  # instance -> its services
+        self._announcing = False
+        self._clash_told = False
+        self.members: Mapping[str, Member] = {}  # live peers by instance
+        self.replicas: Mapping[str, Sequence[Member]] = {}  # live peers by service_id, JOINED before SUSPECT
+
+    # Life
+
+    @property
+    def state(self) -> NodeState:
+        """This node's own state."""
+        return self._machine.state
+
+    @property
+    def clash(self) -> str | None:
+        """The instance of the older node that has this node's id, if one was met."""
+        return self._machine.clash
+
+    def start(self) -> None:
+        """Begin to join."""
+        self._step(lambda now: self._machine.start(now))
+
+    def wait_joined(self, timeout: float) -> bool:
+        """Wait until this node has joined (True), met a node of its own id, or the time is over (False)."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.state is not NodeState.JOINING or self.clash, timeout)
+            return self.state is NodeState.JOINED and self.clash is None
+
+    def leave(self) -> None:
+        """Say that this node stops, and do nothing any more."""
+        self._timers.cancel(self._timer)
+        self._step(lambda now: self._machine.leave())
+
+    def announce(self) -> None:
+        """What this node offers has changed: tell the bus soon, several changes at once."""
+        with self._changed:
+            if self._announcing:
+                return
+            self._announcing = True
+        self._control.put(self._announce)
+
+    def _announce(self) -> None:
+        with self._changed:
+            self._announcing = False
+        self._step(lambda now: self._machine.changed(now))
+        with self._changed:
+            self._changed.notify_all()
+
+    # What the bus says
+
+    def heard(self, message: Heartbeat | Leave | Clash | Catalogue | CatalogueRequest) -> None:
+        """Take a message of the control bus."""
+        machine = self._machine
+
+        def step(now: float) -> list[Effect]:
+            match message:
+                case Heartbeat():
+                    return machine.heartbeat(now, message)
+                case Catalogue():
+                    return machine.catalogue_of(now, message)
+                case CatalogueRequest():
+                    return machine.catalogue_request(now, message)
+                case Leave():
+                    machine.left(now, message)
+                case Clash():
+                    machine.clashed(message)
+            return []
+
+        self._step(step)
+
+    def connected(self) -> None:
+        """The transport is connected again."""
+        self._step(lambda now: self._machine.connected(now))
+
+    def disconnected(self) -> None:
+        """The transport lost its connection."""
+        with self._changed:
+            self._machine.disconnected()
+
+    # What the node asks
+
+    def wait_for(self, service_id: str, timeout: float) -> None:
+        """Wait until a live replica of the service is known, here or elsewhere; raise `TimeoutError` if none comes."""
+        with self._changed:
+            known = self._changed.wait_for(lambda: self._offers(service_id), timeout)
+        if not known:
+            peers = sorted(member.node_id for member in self.members.values())
+            raise TimeoutError(
+                f"no node offered the service {service_id!r} within {timeout:g} s; "
+                f"known nodes: {', '.join(peers) or 'none but this one'}"
+            )
+
+    def _offers(self, service_id: str) -> bool:
+        return service_id in self.replicas or any(info.service_id == service_id for info in self._own_infos())
+
+    def member(self, node_id: str) -> Member | None:
+        """Return the live peer of that node_id."""
+        return next((m for m in self.members.values() if m.node_id == node_id), None)
+
+    def statuses(self) -> tuple[NodeStatus, dict[str, NodeStatus]]:
+        """Return this node's status, and those of its peers by node_id."""
+        now = time.monotonic()
+        with self._changed:
+            machine = self._machine
+            peers = sorted(machine.peers.values(), key=lambda peer: (peer.live, peer.last_heard))
+            infos = dict(self._infos)
+            state = NodeState.LEFT if machine.state is NodeState.LEFT else machine.state
+        own = NodeStatus(machine.node_id, machine.instance, state, 0.0, tuple(self._own_infos()))
+        others = {
+            peer.node_id: NodeStatus(
+                peer.node_id,
+                peer.instance,
+                peer.state,
+                max(0.0, now - peer.last_heard),
+                tuple(infos.get(peer.instance, {}).values()),
+            )
+            for peer in peers  # the live, latest heard one of a node_id comes last and stays
+        }
+        return own, others
+
+    # Inside
+
+    def _tick(self) -> None:
+        self._step(lambda now: self._machine.tick(now))
+
+    def _step(self, step: Callable[[float], list[Effect]]) -> None:
+        with self._changed:
+            before = self._machine.state
+            effects = step(time.monotonic())
+            events, self._machine.events = self._machine.events, []
+            clash = None if self._clash_told else self._machine.clash
+            self._clash_told = self._clash_told or clash is not None
+            if events:
+                self._rebuild(events)
+            if events or clash or before is not self._machine.state:
+                self._changed.notify_all()
+            wakeup = self._machine.wakeup
+        self._timers.set(self._timer, wakeup)
+        if effects:
+            sends = [effect for effect in effects if isinstance(effect, Send)]
+            # Peers are answered from the queue: the receiving thread goes on receiving.
+            if self._control.thread is threading.current_thread() or self.state is NodeState.LEFT:
+                self._wire.carry_out(sends)
+            else:
+                self._control.put(lambda: self._wire.carry_out(sends))
+        if events:
+            self._on_event(events)
+        if clash is not None:
+            self._on_clash(clash)
+
+    def _rebuild(self, events: list[PeerEvent]) -> None:
+        for event in events:
+            peer = event.peer
+            if peer.instance not in self._machine.peers:
+                self._infos.pop(peer.instance, None)
+            elif event.before is peer.state or event.before is None:
+                self._infos[peer.instance] = _read_infos(peer)
+        self._infos = {i: infos for i, infos in self._infos.items() if i in self._machine.peers}
+        live = [peer for peer in self._machine.peers.values() if peer.live]
+        members = {peer.instance: Member(peer, self._infos.get(peer.instance, {})) for peer in live}
+        replicas: dict[str, list[Member]] = {}
+        for member in sorted(members.values(), key=lambda m: (m.state is NodeState.SUSPECT, m.instance)):
+            if member.state is not NodeState.JOINING:
+                for service_id in member.services:
+                    replicas.setdefault(service_id, []).append(member)
+        self.members, self.replicas = members, replicas
+
+
+def _read_infos(peer: Peer) -> dict[str, DataServiceInfo]:
+    infos = {}
+    for data in peer.services:
+        known: dict[str, Any] = {key: data[key] for key in data if key in DataServiceInfo.__slots__}
+        try:
+            info = DataServiceInfo.from_dict(known)  # keys of a later release are ignored
+        except ConfigError:
+            continue
+        infos[info.service_id] = info
+    return infos

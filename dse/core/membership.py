@@ -1,0 +1,315 @@
+"""Who is on the bus: one node's view of its peers. Plain state, no I/O, no clock, no lock.
+
+Rules:
+
+1. A node JOINs by saying so (a heartbeat marked joining). Once it has heard that itself, and nobody objected for
+   `JOIN_WINDOW` seconds after, it is JOINED. Every peer answers a joining node with its catalogue, spread over as many
+   seconds as keep the joining node within `HEARTBEATS_PER_SECOND`.
+2. A heartbeat promises when the next one comes. Silence of 3 promised intervals makes a peer SUSPECT, of 5 DEAD; being
+   heard makes it what it was before. `Leave` makes it LEFT at once. DEAD and LEFT peers are listed for `REMEMBERED`
+   seconds, then forgotten.
+3. Ages are measured on the local monotonic clock alone. A node that is disconnected, or that was itself suspended (its
+   tick came late), ages nobody: it cannot tell. Every peer then gets its silence counted anew.
+4. The interval grows with the number of nodes, so that a node receives about `HEARTBEATS_PER_SECOND` at most.
+5. A catalogue has a version; who hears of a version it has not, asks for it, at most once an interval.
+6. Two live nodes with one node_id: a joining node yields to a joined one. Between two that joined, or two that join, the
+   one whose instance sorts first decides by age, alone, so that never both stop: the younger one is told, and stops. Ages
+   less than `SAME_AGE` apart cannot be told apart through the bus; then the instance that sorts first stays.
+7. A new instance of a node_id that has JOINED proves that the old one is gone (rule 6 would have stopped it).
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from dse.core.effects import Effect, Send
+from dse.core.messages import CONTROL, Catalogue, CatalogueRequest, Clash, Heartbeat, Leave, instance_address
+
+__all__ = ["Membership", "NodeState", "Peer", "PeerEvent"]
+
+HEARTBEATS_PER_SECOND = 200
+JOIN_WINDOW = 0.15
+JOIN_AGAIN = 0.5  # seconds until a joining node that did not hear itself says it again
+SUSPECT_AFTER = 3
+DEAD_AFTER = 5
+REMEMBERED = 60.0
+SAME_AGE = 2.0
+MAX_PEERS = 100_000
+LONGEST_INTERVAL = 3600.0
+
+
+class NodeState(Enum):
+    """Where a node is in its life, as far as can be told from here."""
+
+    JOINING = "JOINING"
+    JOINED = "JOINED"
+    SUSPECT = "SUSPECT"
+    DEAD = "DEAD"
+    LEFT = "LEFT"
+
+
+@dataclass(slots=True)
+class Peer:
+    """One life of another node. Times are of the local monotonic clock."""
+
+    node_id: str
+    instance: str
+    state: NodeState
+    last_heard: float
+    interval: float
+    announced: int = 0  # the newest catalogue version heard of
+    version: int = -1  # of the catalogue held
+    services: list[dict[str, Any]] = field(default_factory=list)
+    node_methods: list[str] = field(default_factory=list)
+    asked_at: float = -math.inf
+    gone_at: float = math.inf
+
+    @property
+    def live(self) -> bool:
+        """Whether the peer may still answer."""
+        return self.state in (NodeState.JOINING, NodeState.JOINED, NodeState.SUSPECT)
+
+
+@dataclass(slots=True, frozen=True)
+class PeerEvent:
+    """A peer's state changed (`before` None: it is new), or (`before` is its state) its catalogue did."""
+
+    peer: Peer
+    before: NodeState | None
+
+
+@dataclass(slots=True)
+class Membership:
+    """See the rules at the top of this file. `catalogue` returns what this node offers: (services, node methods)."""
+
+    node_id: str
+    instance: str
+    base_interval: float
+    catalogue: Callable[[], tuple[list[dict[str, Any]], list[str]]]
+    rng: random.Random = field(default_factory=random.Random)
+    state: NodeState = NodeState.JOINING
+    clash: str | None = None  # the instance this node yields to
+    version: int = 0
+    peers: dict[str, Peer] = field(default_factory=dict)  # by instance
+    events: list[PeerEvent] = field(default_factory=list)  # taken by the runtime
+    _started: float = 0.0
+    _heard_self: float = math.inf
+    _beat_at: float = math.inf
+    _last_tick: float = 0.0
+    _connected: bool = True
+    _answers: dict[str, float] = field(default_factory=dict)  # joining instance -> when it is answered
+
+    # This node
+
+    @property
+    def interval(self) -> float:
+        """Seconds between this node's heartbeats."""
+        live = 1 + sum(peer.live for peer in self.peers.values())
+        return max(self.base_interval, live / HEARTBEATS_PER_SECOND)
+
+    def start(self, now: float) -> list[Effect]:
+        """Begin to join."""
+        self._started = self._last_tick = now
+        self._beat_at = now + JOIN_AGAIN
+        return [self._heartbeat(now)]
+
+    def changed(self, now: float) -> list[Effect]:
+        """What this node offers changed: tell everybody."""
+        self.version += 1
+        return [Send(CONTROL, self._catalogue(now))] if self._connected else []
+
+    def leave(self) -> list[Effect]:
+        """Say that this node stops."""
+        self.state = NodeState.LEFT
+        return [Send(CONTROL, Leave(self.node_id, self.instance))]
+
+    def disconnected(self) -> None:
+        """This node's connection broke."""
+        self._connected = False
+
+    def connected(self, now: float) -> list[Effect]:
+        """This node's connection is back."""
+        self._connected = True
+        self._forgive(now)
+        self._beat_at = now + self._jittered()
+        return [self._heartbeat(now), Send(CONTROL, self._catalogue(now))]
+
+    # What is heard
+
+    def heartbeat(self, now: float, message: Heartbeat) -> list[Effect]:
+        """Somebody lives; perhaps this node itself, which proves that it can be heard."""
+        if message.instance == self.instance:
+            self._heard_self = min(self._heard_self, now)
+            return []
+        effects = self._check_clash(now, message.node_id, message.instance, message.age, message.joining)
+        peer = self._heard(now, message.node_id, message.instance, message.interval, message.joining)
+        if peer is None:
+            return effects
+        peer.announced = max(peer.announced, message.catalogue)
+        if message.joining and message.instance not in self._answers:
+            live = sum(p.live for p in self.peers.values())
+            spread = live / HEARTBEATS_PER_SECOND if live > HEARTBEATS_PER_SECOND / 4 else 0.0
+            self._answers[message.instance] = now + self.rng.random() * spread
+            effects += self._answer(now)
+        return effects + self._ask_catalogue(now, peer)
+
+    def catalogue_of(self, now: float, message: Catalogue) -> list[Effect]:
+        """What a peer offers."""
+        if message.instance == self.instance:
+            return []
+        effects = self._check_clash(now, message.node_id, message.instance, message.age, False)
+        peer = self._heard(now, message.node_id, message.instance, message.interval, None)
+        if peer is not None and message.version > peer.version:
+            peer.version = message.version
+            peer.announced = max(peer.announced, message.version)
+            peer.services = message.services
+            peer.node_methods = message.node_methods
+            self.events.append(PeerEvent(peer, peer.state))
+        return effects
+
+    def catalogue_request(self, now: float, message: CatalogueRequest) -> list[Effect]:
+        """A peer wants this node's catalogue."""
+        return [Send(instance_address(message.instance), self._catalogue(now))]
+
+    def left(self, now: float, message: Leave) -> None:
+        """A peer said that it stops."""
+        peer = self.peers.get(message.instance)
+        if peer is not None and peer.live:
+            self._set_state(now, peer, NodeState.LEFT)
+
+    def clashed(self, message: Clash) -> None:
+        """An older node has this node's id."""
+        if message.loser == self.instance:
+            self.clash = message.winner
+
+    # Time
+
+    @property
+    def wakeup(self) -> float:
+        """When `tick` has something to do next."""
+        times = [self._beat_at, *self._answers.values()]
+        if self.state is NodeState.JOINING:
+            times.append(self._heard_self + JOIN_WINDOW)
+        if self._connected:
+            times += [self._next_change(peer) for peer in self.peers.values()]
+        return min(times)
+
+    def tick(self, now: float) -> list[Effect]:
+        """Beat, answer, and notice who is silent."""
+        effects: list[Effect] = []
+        if now - self._last_tick > max(1.0, self.interval) * 2:
+            self._forgive(now)  # this node did not run: what it did not hear proves nothing
+        self._last_tick = now
+        if self.state is NodeState.JOINING and now >= self._heard_self + JOIN_WINDOW and self.clash is None:
+            self.state = NodeState.JOINED
+            self._beat_at = now
+        if now >= self._beat_at and self.state is not NodeState.LEFT:
+            self._beat_at = now + (JOIN_AGAIN if self.state is NodeState.JOINING else self._jittered())
+            if self._connected:
+                effects.append(self._heartbeat(now))
+        effects += self._answer(now)
+        if self._connected:
+            for peer in list(self.peers.values()):
+                silence = now - peer.last_heard
+                if not peer.live:
+                    if now - peer.gone_at >= REMEMBERED:
+                        del self.peers[peer.instance]
+                elif silence >= DEAD_AFTER * peer.interval:
+                    self._set_state(now, peer, NodeState.DEAD)
+                elif silence >= SUSPECT_AFTER * peer.interval and peer.state is not NodeState.SUSPECT:
+                    self._set_state(now, peer, NodeState.SUSPECT)
+        return effects
+
+    # Inside
+
+    def _next_change(self, peer: Peer) -> float:
+        if not peer.live:
+            return peer.gone_at + REMEMBERED
+        periods = DEAD_AFTER if peer.state is NodeState.SUSPECT else SUSPECT_AFTER
+        return peer.last_heard + periods * peer.interval
+
+    def _jittered(self) -> float:
+        # A little early, never late: the promised interval is kept.
+        return self.interval * self.rng.uniform(0.85, 1.0)
+
+    def _heartbeat(self, now: float) -> Send:
+        joining = self.state is NodeState.JOINING
+        interval = self.interval
+        message = Heartbeat(self.node_id, self.instance, now - self._started, interval, self.version, joining)
+        return Send(CONTROL, message, ttl=interval * SUSPECT_AFTER)
+
+    def _catalogue(self, now: float) -> Catalogue:
+        services, node_methods = self.catalogue()
+        age = now - self._started
+        return Catalogue(self.node_id, self.instance, age, self.interval, self.version, services, node_methods)
+
+    def _forgive(self, now: float) -> None:
+        for peer in self.peers.values():
+            if peer.live:
+                peer.last_heard = now
+
+    def _heard(self, now: float, node_id: str, instance: str, interval: float, joining: bool | None) -> Peer | None:
+        interval = min(LONGEST_INTERVAL, max(0.01, interval)) if math.isfinite(interval) else 1.0
+        peer = self.peers.get(instance)
+        if peer is None:
+            if len(self.peers) >= MAX_PEERS or node_id == self.node_id:
+                return None
+            state = NodeState.JOINING if joining else NodeState.JOINED
+            peer = self.peers[instance] = Peer(node_id, instance, state, now, interval)
+            self.events.append(PeerEvent(peer, None))
+        elif peer.state is NodeState.LEFT:
+            return None  # a straggler, sent before the goodbye
+        peer.last_heard = now
+        peer.interval = interval
+        if joining is None:
+            joining = peer.state is NodeState.JOINING
+        self._set_state(now, peer, NodeState.JOINING if joining else NodeState.JOINED)
+        if not joining:
+            for other in self.peers.values():
+                if other.node_id == node_id and other.instance != instance and other.live:
+                    self._set_state(now, other, NodeState.DEAD)
+        return peer
+
+    def _set_state(self, now: float, peer: Peer, state: NodeState) -> None:
+        if peer.state is state:
+            return
+        before, peer.state = peer.state, state
+        peer.gone_at = math.inf if peer.live else now
+        self.events.append(PeerEvent(peer, before))
+
+    def _ask_catalogue(self, now: float, peer: Peer) -> list[Effect]:
+        if peer.announced <= peer.version or now - peer.asked_at < max(0.2, self.interval):
+            return []
+        if peer.state is NodeState.JOINING:
+            return []  # it announces what it offers once it has joined
+        peer.asked_at = now
+        return [Send(instance_address(peer.instance), CatalogueRequest(self.instance))]
+
+    def _answer(self, now: float) -> list[Effect]:
+        due = [instance for instance, at in self._answers.items() if at <= now]
+        for instance in due:
+            del self._answers[instance]
+        if self.state is not NodeState.JOINED:
+            return []
+        return [Send(instance_address(instance), self._catalogue(now)) for instance in due]
+
+    def _check_clash(self, now: float, node_id: str, instance: str, age: float, joining: bool) -> list[Effect]:
+        if node_id != self.node_id or self.state is NodeState.LEFT:
+            return []
+        own_joining = self.state is NodeState.JOINING
+        if own_joining != joining:
+            loses = own_joining
+        elif self.instance > instance:
+            return []  # the other one decides
+        else:
+            difference = (now - self._started) - age
+            loses = difference < -SAME_AGE
+        if loses:
+            self.clash = instance
+            return []
+        return [Send(instance_address(instance), Clash(node_id, instance, self.instance))]

@@ -1,0 +1,358 @@
+"""What nodes say to each other: the declared message types, and their encoding into frames.
+
+A frame is one byte major version, one byte minor version, then one msgpack array whose first element says which message
+it is. Fields are only ever added at the end and with a default: a reader ignores what follows the fields it knows and
+fills in what an older writer left out, so that neighbouring releases share a bus. A frame of a foreign major version, or
+one that does not fit its declaration, is refused with `BadFrame`; the node counts, logs and drops it.
+
+An *instance* is the unique name of one life of a node, and the name of the DIRECT address it listens on.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct
+
+from dse.core.transport import Address, Delivery
+
+__all__ = [
+    "CONTROL",
+    "Accepted",
+    "BadFrame",
+    "Catalogue",
+    "CatalogueRequest",
+    "CatchUp",
+    "ChangeMessage",
+    "Clash",
+    "Failure",
+    "ForeignVersion",
+    "Heartbeat",
+    "Leave",
+    "Message",
+    "NoTable",
+    "Probe",
+    "Renew",
+    "Reply",
+    "Request",
+    "Row",
+    "Scalar",
+    "SnapshotBegin",
+    "SnapshotChunk",
+    "SnapshotCredit",
+    "SyncRequest",
+    "Tip",
+    "UnknownCall",
+    "Unsubscribe",
+    "broadcast_address",
+    "decode",
+    "decode_change",
+    "encode",
+    "encode_body",
+    "frame_of",
+    "instance_address",
+    "service_address",
+    "table_address",
+]
+
+MAJOR = 1
+MINOR = 0
+_VERSION = bytes((MAJOR, MINOR))
+
+Scalar = None | bool | int | float | str | bytes
+# msgspec cannot tell str from bytes in a union: rows are decoded as tuples of anything, and `dse.core.rows` checks them.
+Row = tuple[Any, ...]
+Name = Annotated[str, Meta(max_length=1000)]
+
+CONTROL = Address(Delivery.FANOUT, "control")
+"""Where every node of the bus listens: heartbeats, catalogues, leaves, calls to all nodes."""
+
+
+class Heartbeat(Struct, array_like=True, tag=1, frozen=True):
+    """I live. `age` is seconds since the node started; `interval` the seconds until the next heartbeat."""
+
+    node_id: Name
+    instance: Name
+    age: float
+    interval: float
+    catalogue: int
+    joining: bool = False
+
+
+class Leave(Struct, array_like=True, tag=2, frozen=True):
+    """I stop."""
+
+    node_id: Name
+    instance: Name
+
+
+class Clash(Struct, array_like=True, tag=3, frozen=True):
+    """To `loser`: `winner` is older and has your node_id; stop."""
+
+    node_id: Name
+    loser: Name
+    winner: Name
+
+
+class CatalogueRequest(Struct, array_like=True, tag=4, frozen=True):
+    """Send your catalogue to `instance`."""
+
+    instance: Name
+
+
+class Catalogue(Struct, array_like=True, tag=5, frozen=True):
+    """What I offer (`services`, each a `DataServiceInfo` as a dict), and what a heartbeat says."""
+
+    node_id: Name
+    instance: Name
+    age: float
+    interval: float
+    version: int
+    services: list[dict[str, Any]]
+    node_methods: list[str] = []
+
+
+class Request(Struct, array_like=True, tag=10, frozen=True):
+    """Run a method. `id` 0 asks for no answer. `service` None means the node's own methods.
+
+    `timeout` is the seconds the caller still waits; `anycast` asks for `Accepted` at once, for the caller does not know
+    who took the request.
+    """
+
+    id: int
+    instance: Name
+    node_id: Name
+    service: Name | None
+    method: Name
+    args: msgspec.Raw
+    timeout: float
+    anycast: bool = False
+    trace: dict[str, str] | None = None
+
+
+class Reply(Struct, array_like=True, tag=11, frozen=True):
+    """The result of request `id`."""
+
+    id: int
+    result: msgspec.Raw
+
+
+class Failure(Struct, array_like=True, tag=12, frozen=True):
+    """Why request `id` has no result. `code` names an error of `dse.errors`; the rest is text for `RemoteError`.
+
+    `args` are the exception's own arguments where they could be encoded.
+    """
+
+    id: int
+    code: Name
+    message: str
+    type_name: str = ""
+    traceback: str = ""
+    args: msgspec.Raw | None = None
+
+
+class Accepted(Struct, array_like=True, tag=13, frozen=True):
+    """Request `id` waits or runs on this node."""
+
+    id: int
+    instance: Name
+    node_id: Name
+
+
+class Probe(Struct, array_like=True, tag=14, frozen=True):
+    """Do you still have request `id` of `instance`? Answered by `Accepted` or `UnknownCall`."""
+
+    id: int
+    instance: Name
+
+
+class UnknownCall(Struct, array_like=True, tag=15, frozen=True):
+    """Request `id` is not here: it never came, or its answer was sent."""
+
+    id: int
+    instance: Name
+
+
+class SyncRequest(Struct, array_like=True, tag=20, frozen=True):
+    """Bring my replica up to date from (`epoch`, `seq`), and count me as a subscriber. No epoch: send everything."""
+
+    service: Name
+    table: Name
+    instance: Name
+    request: int
+    epoch: Name = ""
+    seq: int = 0
+
+
+class ChangeMessage(Struct, array_like=True, tag=21, frozen=True):
+    """Change number `seq` of the table's life `epoch`."""
+
+    epoch: Name
+    seq: int
+    added: frozenset[Row]
+    removed: frozenset[Row]
+
+
+class CatchUp(Struct, array_like=True, tag=22, frozen=True):
+    """Answer to a sync request: the encoded changes that were missing, up to the tip (`seq`, `digest`)."""
+
+    request: int
+    epoch: Name
+    columns: tuple[Name, ...]
+    changes: list[msgspec.Raw]
+    seq: int
+    digest: int
+
+
+class SnapshotBegin(Struct, array_like=True, tag=23, frozen=True):
+    """Answer to a sync request: `count` rows follow in chunks, the state at `seq`."""
+
+    request: int
+    epoch: Name
+    columns: tuple[Name, ...]
+    seq: int
+    count: int
+    digest: int
+
+
+class SnapshotChunk(Struct, array_like=True, tag=24, frozen=True):
+    """Chunk number `index` of the snapshot of sync request `request`."""
+
+    request: int
+    index: int
+    rows: frozenset[Row]
+
+
+class SnapshotCredit(Struct, array_like=True, tag=25, frozen=True):
+    """I have the chunks up to and without `received`; send on."""
+
+    service: Name
+    table: Name
+    instance: Name
+    request: int
+    received: int
+
+
+class Tip(Struct, array_like=True, tag=26, frozen=True):
+    """The table stands at (`epoch`, `seq`) with rows of this `digest`. To one node, it says which table."""
+
+    epoch: Name
+    seq: int
+    digest: int
+    service: Name = ""
+    table: Name = ""
+
+
+class NoTable(Struct, array_like=True, tag=27, frozen=True):
+    """Answer to a sync request: this node does not publish that table."""
+
+    request: int
+
+
+class Unsubscribe(Struct, array_like=True, tag=28, frozen=True):
+    """Count me no longer as a subscriber."""
+
+    service: Name
+    table: Name
+    instance: Name
+
+
+class Renew(Struct, array_like=True, tag=29, frozen=True):
+    """All that `instance` subscribes to on this node, as (service, table, epoch, seq); whatever is missing has ended."""
+
+    instance: Name
+    subscriptions: list[tuple[Name, Name, Name, int]]
+
+
+Message = (
+    Heartbeat
+    | Leave
+    | Clash
+    | CatalogueRequest
+    | Catalogue
+    | Request
+    | Reply
+    | Failure
+    | Accepted
+    | Probe
+    | UnknownCall
+    | SyncRequest
+    | ChangeMessage
+    | CatchUp
+    | SnapshotBegin
+    | SnapshotChunk
+    | SnapshotCredit
+    | Tip
+    | NoTable
+    | Unsubscribe
+    | Renew
+)
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Message)
+_change_decoder = msgspec.msgpack.Decoder(ChangeMessage)
+
+
+class BadFrame(Exception):
+    """A frame that is no message of this protocol."""
+
+
+class ForeignVersion(BadFrame):
+    """A frame of another major version."""
+
+
+def encode_body(message: Message) -> bytes:
+    """Encode a message without the version; raises what msgspec raises for a value that cannot be encoded."""
+    return _encoder.encode(message)
+
+
+def frame_of(body: bytes) -> bytes:
+    """Make a frame of an encoded message."""
+    return _VERSION + body
+
+
+def encode(message: Message) -> bytes:
+    """Encode a message into a frame."""
+    return _VERSION + _encoder.encode(message)
+
+
+def decode(frame: bytes) -> Message:
+    """Decode a frame; raise `BadFrame` for whatever is not exactly a declared message."""
+    if len(frame) < 3:
+        raise BadFrame(f"{len(frame)} bytes are no frame")
+    if frame[0] != MAJOR:
+        raise ForeignVersion(f"protocol version {frame[0]}.{frame[1]}, this node speaks {MAJOR}.{MINOR}")
+    try:
+        message: Message = _decoder.decode(memoryview(frame)[2:])
+    except (msgspec.DecodeError, RecursionError, ValueError, TypeError) as error:
+        raise BadFrame(str(error)) from None
+    return message
+
+
+def decode_change(body: msgspec.Raw) -> ChangeMessage:
+    """Decode one of the changes in a `CatchUp`; raise `BadFrame` for whatever is not a change."""
+    try:
+        return _change_decoder.decode(body)
+    except (msgspec.DecodeError, RecursionError, ValueError, TypeError) as error:
+        raise BadFrame(str(error)) from None
+
+
+def instance_address(instance: str) -> Address:
+    """Where one node, in this life, is reached."""
+    return Address(Delivery.DIRECT, f"node/{instance}")
+
+
+def service_address(service_id: str) -> Address:
+    """Where any one replica of a service is reached."""
+    return Address(Delivery.ANYCAST, f"service/{service_id}")
+
+
+def broadcast_address(service_id: str) -> Address:
+    """Where all replicas of a service are reached."""
+    return Address(Delivery.FANOUT, f"service/{service_id}")
+
+
+def table_address(instance: str, service_id: str, table: str) -> Address:
+    """Where the changes of the table that one node publishes are heard."""
+    return Address(Delivery.FANOUT, f"table/{instance}/{service_id}/{table}")

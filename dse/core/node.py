@@ -1,0 +1,455 @@
+"""`Node`: an addressable member of the bus, hosting services."""
+
+from __future__ import annotations
+
+import logging
+import math
+import socket
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any
+
+from dse.core.controlbus import ControlBus
+from dse.core.info import BusStatus, identifier
+from dse.core.methods import Method, encode_args, endpoint_methods
+from dse.core.messages import CONTROL, broadcast_address, instance_address, service_address
+from dse.core.plugins import load_transport
+from dse.core.rpc import Outcome
+from dse.core.runtime import Runtime
+from dse.core.service import DataService, _Host
+from dse.core.transport import Address, TransportUrl
+from dse.errors import ConfigError, DseError, InvalidArguments, NodeIdClash, NoSuchService, ServiceExists
+
+__all__ = ["Node", "Proxy"]
+
+_log = logging.getLogger("dse.node")
+
+STOP_PATIENCE = 10.0
+"""Seconds that `Node.stop` gives running calls and hooks, in all."""
+
+JOIN_PATIENCE = 10.0
+
+
+class Node:
+    """A member of the bus.
+
+    url: which transport. node_id: unique on the bus; host name and a random part if None. bus: the name space on the
+    broker. services: registered at start. heartbeat_interval: seconds. workers: threads that run RPC methods.
+    max_pending: requests that may wait for them. node_endpoints: objects whose public methods `call_node` reaches.
+
+    Raises `InvalidUrl`, `UnknownTransport`, `MissingExtra` or `ConfigError` for what cannot work; touches no broker before
+    `start`. May be stopped and started again; every start is a new *instance*.
+
+    Lock: ``_lock`` protects ``_services``, ``_hosts`` and ``_runtime``.
+    """
+
+    def __init__(
+        self,
+        url: str | TransportUrl,
+        *,
+        node_id: str | None = None,
+        bus: str = "dse",
+        services: Sequence[DataService] = (),
+        heartbeat_interval: float = 1.0,
+        workers: int = 32,
+        max_pending: int = 1000,
+        keys: Sequence[str] | None = None,
+        node_endpoints: Sequence[object] = (),
+    ) -> None:
+        self.url = TransportUrl.parse(url)
+        self._driver = load_transport(self.url)
+        self.node_id = _node_id(node_id)
+        self.bus = bus
+        if not (isinstance(heartbeat_interval, int | float) and 0.01 <= heartbeat_interval <= 3600):
+            raise ConfigError(f"heartbeat_interval is 0.01 to 3600 seconds, not {heartbeat_interval!r}")
+        if workers < 1 or max_pending < 1:
+            raise ConfigError("workers and max_pending are at least 1")
+        if keys is not None:
+            # Said rather than ignored: whoever asks for sealed frames must not send open ones.
+            raise ConfigError("keys: this release cannot seal frames yet; leave keys out")
+        self.heartbeat_interval = float(heartbeat_interval)
+        self.workers = workers
+        self.max_pending = max_pending
+        self._endpoints: Mapping[str, Method] = endpoint_methods(list(node_endpoints))
+        self._lock = threading.RLock()
+        self._services: dict[str, DataService] = {}
+        self._hosts: dict[str, _Host] = {}
+        self._runtime: Runtime | None = None
+        self._clash: NodeIdClash | None = None
+        self.counters: Counter[str] = Counter()
+        self._driver(self.url, bus=bus, events=_Nobody())  # refuses an option it does not know
+        for service in services:
+            self._admit(service)
+
+    def __repr__(self) -> str:
+        return f"<Node {self.node_id!r} on {self.url}, bus {self.bus!r}>"
+
+    # Life
+
+    def start(self) -> None:
+        """Connect, join the bus and start the services; returns once the node has joined and they run.
+
+        Raises `TransportUnavailable` when the broker cannot be reached, `NodeIdClash` when a live node has this node's
+        id, and what a service's ``on_start`` raises; the node is stopped then.
+        """
+        with self._lock:
+            if self._runtime is not None:
+                return
+            self._clash = None
+            runtime = self._runtime = Runtime(self)
+        try:
+            runtime.open()
+            if not runtime.control_bus.wait_joined(JOIN_PATIENCE + self.url_timeout()):
+                self._raise_clash()
+                raise DseError(f"node {self.node_id!r} did not hear itself on the bus within {JOIN_PATIENCE:g} s")
+            for service in list(self._services.values()):
+                self._start_service(service)
+            self._raise_clash()
+        except BaseException:
+            self.stop()
+            raise
+
+    def url_timeout(self) -> float:
+        """Seconds that connecting may take, by the URL's option or the default."""
+        try:
+            return float(self.url.options.get("connect_timeout", 5.0))
+        except ValueError:
+            return 5.0
+
+    def stop(self) -> None:
+        """Let running calls finish (within `STOP_PATIENCE` seconds), stop the services, say goodbye, disconnect.
+
+        Idempotent. No thread, socket, queue or key of the node is left when it returns.
+        """
+        deadline = time.monotonic() + STOP_PATIENCE
+        with self._lock:
+            runtime = self._runtime
+            if runtime is None:
+                return
+            first, runtime.closing = not runtime.closing, True
+        if not first:
+            runtime.closed.wait(STOP_PATIENCE * 2)
+            return
+        try:
+            runtime.close(deadline)
+        finally:
+            with self._lock:
+                self._runtime, self._hosts = None, {}
+            runtime.closed.set()
+
+    def __enter__(self) -> Node:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    # Services
+
+    def register(self, service: DataService) -> None:
+        """Host a service; on a started node it starts at once. Raises `ServiceExists` for a second of its id."""
+        self._admit(service)
+        if self._runtime is not None and not self._runtime.closing:
+            try:
+                self._start_service(service)
+            except BaseException:
+                with self._lock:
+                    if self._services.get(service.service_id) is service:
+                        del self._services[service.service_id]
+                raise
+
+    def unregister(self, service_id: str) -> DataService:
+        """Stop a service and host it no more; return it. Raises `NoSuchService` when the node has none of that id."""
+        with self._lock:
+            service = self._services.pop(service_id, None)
+            host = self._hosts.pop(service_id, None)
+            runtime = self._runtime
+        if service is None:
+            raise NoSuchService(f"node {self.node_id!r} has no service {service_id!r}; it has: {self._service_names()}")
+        if host is not None and runtime is not None:
+            runtime.withdraw(service_id)
+            host.stop(time.monotonic() + STOP_PATIENCE)
+        return service
+
+    @property
+    def services(self) -> tuple[DataService, ...]:
+        """The services on this node."""
+        with self._lock:
+            return tuple(self._services.values())
+
+    def service(self, service_id: str) -> DataService:
+        """Return the service of that id on this node; raise `NoSuchService` when it has none."""
+        try:
+            return self._services[service_id]
+        except KeyError:
+            raise NoSuchService(
+                f"node {self.node_id!r} has no service {service_id!r}; it has: {self._service_names()}"
+            ) from None
+
+    # Calls
+
+    def call(
+        self,
+        service_id: str,
+        method: str,
+        args: Mapping[str, Any] | None = None,
+        *,
+        timeout: float = 10.0,
+        node_id: str | None = None,
+    ) -> Any:
+        """Call a method of any replica of a service, or of the one on `node_id`, and return its result.
+
+        A replica on this node is preferred. `timeout` is in seconds. Raises `NoSuchService`, `NoSuchMethod`,
+        `InvalidArguments`, `Overloaded`, `NodeLost`, `CallTimeout`, `RemoteError` (or an exception that was registered
+        with `register_error`), `TransportUnavailable`, `FrameTooLarge`.
+        """
+        encoded = self._check_call(service_id, method, args, timeout)
+        return self.runtime.client.call(service_id, method, encoded, timeout, node_id)
+
+    def call_async(
+        self,
+        service_id: str,
+        method: str,
+        args: Mapping[str, Any] | None = None,
+        *,
+        timeout: float = 10.0,
+        node_id: str | None = None,
+    ) -> Future[Any]:
+        """Like `call`, but return a future at once; what `call` raises is the future's exception."""
+        try:
+            encoded = self._check_call(service_id, method, args, timeout)
+            return self.runtime.client.call_async(service_id, method, encoded, timeout, node_id)
+        except DseError as error:
+            failed: Future[Any] = Future()
+            failed.set_exception(error)
+            return failed
+
+    async def acall(
+        self,
+        service_id: str,
+        method: str,
+        args: Mapping[str, Any] | None = None,
+        *,
+        timeout: float = 10.0,
+        node_id: str | None = None,
+    ) -> Any:
+        """Like `call`, for asyncio."""
+        import asyncio
+
+        return await asyncio.wrap_future(self.call_async(service_id, method, args, timeout=timeout, node_id=node_id))
+
+    def call_all(
+        self, service_id: str, method: str, args: Mapping[str, Any] | None = None, *, timeout: float = 10.0
+    ) -> dict[str, Outcome]:
+        """Call every known replica of a service at once; return what each answered, by node_id.
+
+        Raises `NoSuchService` when none is known; what goes wrong with one replica is in its `Outcome`.
+        """
+        encoded = self._check_call(service_id, method, args, timeout)
+        client = self.runtime.client
+        futures = {
+            node_id: client.call_async(service_id, method, encoded, timeout, node_id)
+            for node_id in self._replica_nodes(service_id)
+        }
+        outcomes = {}
+        for node_id, future in futures.items():
+            error = future.exception(timeout + 5.0)
+            outcomes[node_id] = Outcome(node_id, None if error else future.result(), error)
+        return outcomes
+
+    def cast(
+        self, service_id: str, method: str, args: Mapping[str, Any] | None = None, *, node_id: str | None = None
+    ) -> None:
+        """Call a method of one replica without waiting for an answer; nothing is known of how it went.
+
+        Raises `NoSuchService` when no replica is known, and what keeps the request from being sent.
+        """
+        encoded = self._check_call(service_id, method, args, CAST_TTL)
+        runtime = self.runtime
+        if node_id is not None:
+            address = self._instance_of(node_id, service_id)
+        elif service_id in self._hosts:
+            address = runtime.wire.own_address
+        elif (member := runtime.client.pick(service_id)) is not None:
+            address = instance_address(member.instance)
+        elif runtime.reports_undeliverable:
+            address = service_address(service_id)
+        else:
+            raise NoSuchService(f"no node offers the service {service_id!r}")
+        runtime.client.cast(service_id, method, encoded, address, CAST_TTL)
+
+    def broadcast(self, service_id: str, method: str, args: Mapping[str, Any] | None = None) -> None:
+        """Call a method of all replicas of a service, on this node too, without waiting for answers."""
+        encoded = self._check_call(service_id, method, args, CAST_TTL)
+        self.runtime.client.cast(service_id, method, encoded, broadcast_address(service_id), CAST_TTL)
+
+    def call_node(
+        self, node_id: str, method: str, args: Mapping[str, Any] | None = None, *, timeout: float = 10.0
+    ) -> Any:
+        """Call a method of a node's endpoints. Raises `NodeLost` when no such node is on the bus."""
+        encoded = self._check_call(None, method, args, timeout)
+        return self.runtime.client.call(None, method, encoded, timeout, node_id)
+
+    def broadcast_nodes(self, method: str, args: Mapping[str, Any] | None = None) -> None:
+        """Call a method of all nodes' endpoints, of this one's too, without waiting for answers."""
+        encoded = self._check_call(None, method, args, CAST_TTL)
+        self.runtime.client.cast(None, method, encoded, CONTROL, CAST_TTL)
+
+    def proxy(self, service_id: str, timeout: float = 10.0) -> Proxy:
+        """Return an object whose methods are calls: ``node.proxy("host").kill(pid=42)``."""
+        return Proxy(self, identifier("service_id", service_id), timeout)
+
+    def wait_for(self, service_id: str, timeout: float = 10.0) -> None:
+        """Wait until a live replica of the service is known; raise `TimeoutError` when none comes in `timeout` seconds."""
+        self.runtime.control_bus.wait_for(identifier("service_id", service_id), timeout)
+        self._raise_clash()
+
+    def status(self) -> BusStatus:
+        """Return this node's state and what it knows of its peers."""
+        runtime = self.runtime
+        own, peers = runtime.control_bus.statuses()
+        return BusStatus(self.bus, str(self.url), runtime.connected, own, peers, dict(self.counters))
+
+    @property
+    def control_bus(self) -> ControlBus:
+        """How this node knows the others."""
+        return self.runtime.control_bus
+
+    # The runtime's side
+
+    @property
+    def runtime(self) -> Runtime:
+        """The running node's parts; raises `DseError` when it is not started, `NodeIdClash` when it had to stop."""
+        runtime = self._runtime
+        if runtime is None:
+            self._raise_clash()
+            raise DseError(f"node {self.node_id!r} is not started")
+        return runtime
+
+    @property
+    def endpoints(self) -> Mapping[str, Method]:
+        """The methods of the node's own endpoints."""
+        return self._endpoints
+
+    @property
+    def hosts(self) -> Mapping[str, _Host]:
+        """The running services."""
+        return self._hosts
+
+    def clashed(self, other: str) -> None:
+        """An older node has this node's id: stop, from a thread of its own."""
+        self._clash = NodeIdClash(
+            f"node {self.node_id!r}: an older live node on bus {self.bus!r} has the same node_id (its instance is {other}); "
+            f"this one has stopped"
+        )
+        _log.error("%s", self._clash)
+        runtime = self._runtime
+        if runtime is not None and runtime.joined:
+            threading.Thread(target=self.stop, name=f"dse-{self.node_id}-clash", daemon=True).start()
+
+    def _raise_clash(self) -> None:
+        if self._clash is not None:
+            raise self._clash
+
+    def _admit(self, service: DataService) -> None:
+        if not isinstance(service, DataService):
+            raise ConfigError(f"a service is a DataService, not {type(service).__name__}")
+        with self._lock:
+            if service.service_id in self._services:
+                raise ServiceExists(f"node {self.node_id!r} hosts a service {service.service_id!r} already")
+            if service.status != "stopped":
+                raise ServiceExists(f"the service {service.service_id!r} runs on another node")
+            self._services[service.service_id] = service
+
+    def _start_service(self, service: DataService) -> None:
+        runtime = self.runtime
+        host = _Host(self, runtime, service)
+        host.start()
+        with self._lock:
+            if self._runtime is not runtime or runtime.closing:
+                late = True
+            else:
+                late = False
+                self._hosts[service.service_id] = host
+        if late:
+            host.stop(time.monotonic() + 1.0)
+            raise DseError(f"node {self.node_id!r} was stopped")
+        runtime.offer(service.service_id)
+
+    def _service_names(self) -> str:
+        return ", ".join(sorted(self._services)) or "none"
+
+    def _check_call(self, service_id: str | None, method: str, args: Mapping[str, Any] | None, timeout: float) -> Any:
+        if service_id is not None and (type(service_id) is not str or not service_id.isidentifier()):
+            identifier("service_id", service_id)
+        if type(method) is not str or not method.isidentifier():
+            identifier("method name", method)
+        if not (isinstance(timeout, int | float) and 0 < timeout < math.inf):
+            raise InvalidArguments(f"timeout is a positive number of seconds, not {timeout!r}")
+        return encode_args(f"{service_id}.{method}" if service_id is not None else method, args)
+
+    def _replica_nodes(self, service_id: str) -> list[str]:
+        nodes = {member.node_id for member in self.runtime.control_bus.replicas.get(service_id, ())}
+        if service_id in self._hosts:
+            nodes.add(self.node_id)
+        if not nodes:
+            raise NoSuchService(f"no node offers the service {service_id!r}")
+        return sorted(nodes)
+
+    def _instance_of(self, node_id: str, service_id: str) -> Address:
+        if node_id == self.node_id:
+            return self.runtime.wire.own_address
+        member = self.runtime.control_bus.member(node_id)
+        if member is None:
+            raise NoSuchService(f"{service_id}: node {node_id!r} is not on the bus")
+        return instance_address(member.instance)
+
+
+CAST_TTL = 60.0
+"""Seconds within which a request without an answer must have been delivered."""
+
+
+class Proxy:
+    """Calls the methods of a service as if they were its own: keyword arguments in, the result out."""
+
+    def __init__(self, node: Node, service_id: str, timeout: float) -> None:
+        self._node = node
+        self._service_id = service_id
+        self._timeout = timeout
+
+    def __getattr__(self, method: str) -> Callable[..., Any]:
+        if method.startswith("__"):
+            raise AttributeError(method)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if args:
+                raise InvalidArguments(f"{self._service_id}.{method}: RPC arguments go by name")
+            return self._node.call(self._service_id, method, kwargs, timeout=self._timeout)
+
+        return call
+
+    def __repr__(self) -> str:
+        return f"<Proxy of {self._service_id!r}>"
+
+
+class _Nobody:
+    """Hears nothing: for a transport that is only made to check its URL."""
+
+    def received(self, address: Address, frame: bytes) -> None: ...
+    def undeliverable(self, address: Address, frame: bytes) -> None: ...
+    def state_changed(self, state: object) -> None: ...
+
+
+def _node_id(given: str | None) -> str:
+    if given is None:
+        return f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
+    if not isinstance(given, str) or not given or len(given) > 200 or not given.isprintable():
+        raise ConfigError(f"a node_id is printable text of 1 to 200 characters, not {ascii(given)[:60]}")
+    return given

@@ -1,0 +1,348 @@
+"""The subscriber's side of a table: one live copy of another node's table. Plain state, no I/O, no clock, no lock.
+
+Rules:
+
+1. The rows are at any time a state that one publisher was really in, at `version` (epoch, seq); empty before the first.
+2. It follows one publisher at a time, the one on its own node if there is one, and keeps to it while that lives.
+3. It listens to the publisher's table address first, and asks for what it misses then; what is sent in between waits in
+   the buffer. It asks again, with growing patience, until it is answered.
+4. Changes are applied in the order of their seq. A gap, an unknown epoch, a tip ahead of it or a digest that differs
+   starts rule 3 again; a wrong digest asks for everything.
+5. What changed is reported as differences in the order of the states: their sum is always the rows.
+6. SYNCING: no complete copy of the present publisher's table; LIVE: follows it; STALE: has rows, but no publisher, or no
+   connection to hear one.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+from dse.core import rows as row_rules
+from dse.core.effects import Effect, Listen, Send, Unlisten
+from dse.core.messages import (
+    BadFrame,
+    CatchUp,
+    ChangeMessage,
+    Row,
+    SnapshotBegin,
+    SnapshotChunk,
+    SnapshotCredit,
+    SyncRequest,
+    Tip,
+    Unsubscribe,
+    decode_change,
+    instance_address,
+    table_address,
+)
+from dse.core.rows import DIGEST_MASK, RowsView
+from dse.core.transport import Address
+from dse.errors import RowError
+
+__all__ = ["Delta", "ReplicaMachine", "ReplicaState"]
+
+ASK_FIRST = 1.0  # seconds until a sync request that nobody answers is repeated
+ASK_LAST = 5.0
+BUFFER = 10_000  # changes that wait while a snapshot comes; beyond, the log is asked for them afterwards
+
+
+class ReplicaState(Enum):
+    """How a replica stands to its publisher."""
+
+    SYNCING = "SYNCING"
+    LIVE = "LIVE"
+    STALE = "STALE"
+
+
+@dataclass(slots=True, frozen=True)
+class Delta:
+    """What one step did to the rows, and the version it led to."""
+
+    added: frozenset[Row]
+    removed: frozenset[Row]
+    version: tuple[str, int]
+
+
+@dataclass(slots=True)
+class _Loading:
+    begin: SnapshotBegin
+    rows: set[Row] = field(default_factory=set)
+    chunks: int = 0
+
+
+@dataclass(slots=True)
+class ReplicaMachine:
+    """See the rules at the top of this file. `instance` is the subscriber's node; requests are numbered from `request`."""
+
+    service: str
+    table: str
+    instance: str
+    request: int = 0
+    state: ReplicaState = ReplicaState.SYNCING
+    columns: tuple[str, ...] = ()
+    publisher: str | None = None
+    epoch: str = ""
+    seq: int = 0
+    digest: int = 0
+    resyncs: int = 0
+    unanswered_table: bool = False  # the publisher said that it has no such table
+    _rows: set[Row] = field(default_factory=set)
+    _view: weakref.ref[RowsView] | None = None
+    _connected: bool = True
+    _listening: bool = False
+    _asking: bool = False
+    _from_scratch: bool = False
+    _loading: _Loading | None = None
+    _buffer: dict[tuple[str, int], ChangeMessage] = field(default_factory=dict)
+    _ask_at: float = math.inf
+    _patience: float = ASK_FIRST
+
+    @property
+    def version(self) -> tuple[str, int]:
+        """(epoch, seq) of the rows."""
+        return (self.epoch, self.seq)
+
+    def view(self) -> RowsView:
+        """Return the rows as they are now; later changes do not show in it."""
+        view = self._view() if self._view is not None else None
+        if view is None:
+            view = RowsView(self._rows)
+            self._view = weakref.ref(view)
+        return view
+
+    # Who publishes, and the way there
+
+    def publishers(self, now: float, live: Sequence[str]) -> list[Effect]:
+        """The instances that publish the table now, best first."""
+        if self.publisher in live:
+            return []
+        effects = self._leave()
+        if live:
+            self.publisher = live[0]
+            self.state = ReplicaState.SYNCING
+            self.unanswered_table = False
+            if self._connected:
+                effects.append(Listen(self._address(live[0])))
+        elif self.epoch:
+            self.state = ReplicaState.STALE
+        return effects
+
+    def _leave(self) -> list[Effect]:
+        if self.publisher is None:
+            return []
+        address = self._address(self.publisher)
+        self.publisher = None
+        self._listening = False
+        self._reset()
+        return [Unlisten(address)]
+
+    def listening(self, now: float, publisher: str) -> list[Effect]:
+        """The runtime listens on the publisher's table address now: ask."""
+        if publisher != self.publisher or not self._connected:
+            return []
+        self._listening = True
+        return self._ask(now)
+
+    def disconnected(self) -> None:
+        """This node's own connection broke: what is held may be out of date."""
+        self._connected = False
+        self._reset()
+        if self.epoch:
+            self.state = ReplicaState.STALE
+
+    def connected(self, now: float) -> list[Effect]:
+        """This node's connection is back, with all that it listens to."""
+        self._connected = True
+        if self.publisher is None:
+            return []
+        self.state = ReplicaState.SYNCING
+        if not self._listening:
+            return [Listen(self._address(self.publisher))]
+        return self._ask(now)
+
+    def close(self) -> list[Effect]:
+        """Nobody needs the replica any more."""
+        publisher = self.publisher
+        if publisher is None:
+            return []
+        goodbye = Unsubscribe(self.service, self.table, self.instance)
+        return [*self._leave(), Send(instance_address(publisher), goodbye)]
+
+    # What the publisher says
+
+    def change(self, now: float, change: ChangeMessage) -> tuple[list[Delta], list[Effect]]:
+        """A change heard on the publisher's table address."""
+        if self.publisher is None or not self._listening:
+            return [], []
+        if self._asking or self._loading is not None:
+            if len(self._buffer) < BUFFER:
+                self._buffer[change.epoch, change.seq] = change
+            return [], []
+        if change.epoch == self.epoch and change.seq <= self.seq:
+            return [], []
+        if change.epoch != self.epoch or change.seq != self.seq + 1:
+            self._buffer[change.epoch, change.seq] = change
+            return [], self._ask(now)
+        delta = self._apply(change)
+        return ([delta], []) if delta else ([], self._ask(now, from_scratch=True))
+
+    def tip(self, now: float, tip: Tip) -> list[Effect]:
+        """Where the publisher stands."""
+        if self.publisher is None or not self._listening or self._asking or self._loading is not None:
+            return []
+        if tip.epoch != self.epoch or tip.seq > self.seq:
+            return self._ask(now)
+        if tip.seq == self.seq and tip.digest != self.digest:
+            return self._ask(now, from_scratch=True)
+        return []
+
+    def catch_up(self, now: float, message: CatchUp) -> tuple[list[Delta], list[Effect]]:
+        """The changes that were missing."""
+        if not self._asking or message.request != self.request or message.epoch != self.epoch:
+            return [], []
+        self.columns = message.columns
+        deltas: list[Delta] = []
+        for body in message.changes:
+            try:
+                change = decode_change(body)
+            except BadFrame:
+                return deltas, self._ask(now, from_scratch=True)
+            if change.epoch != self.epoch or change.seq != self.seq + 1:
+                continue
+            delta = self._apply(change)
+            if delta is None:
+                return deltas, self._ask(now, from_scratch=True)
+            deltas.append(delta)
+        if self.seq != message.seq or self.digest != message.digest:
+            return deltas, self._ask(now, from_scratch=True)
+        return self._live(now, deltas)
+
+    def snapshot_begin(self, now: float, message: SnapshotBegin) -> tuple[list[Delta], list[Effect]]:
+        """The whole table follows."""
+        if not self._asking or message.request != self.request:
+            return [], []
+        self._asking = False
+        self._loading = _Loading(message)
+        self._ask_at = now + ASK_LAST
+        return self._loaded(now) if message.count == 0 else ([], [])
+
+    def snapshot_chunk(self, now: float, message: SnapshotChunk) -> tuple[list[Delta], list[Effect]]:
+        """A part of the whole table."""
+        loading = self._loading
+        if loading is None or message.request != self.request:
+            return [], []
+        fits = row_rules.check_received(message.rows, len(loading.begin.columns))
+        if message.index != loading.chunks or not fits:
+            return [], self._ask(now)
+        loading.chunks += 1
+        loading.rows |= message.rows
+        self._ask_at = now + ASK_LAST
+        if len(loading.rows) >= loading.begin.count:
+            return self._loaded(now)
+        assert self.publisher is not None
+        credit = SnapshotCredit(self.service, self.table, self.instance, self.request, loading.chunks)
+        return [], [Send(instance_address(self.publisher), credit)]
+
+    def no_table(self, now: float, request: int) -> None:
+        """The publisher does not know the table: wait until somebody says otherwise."""
+        if self._asking and request == self.request:
+            self.unanswered_table = True
+            self._patience = ASK_LAST
+
+    # Time
+
+    @property
+    def wakeup(self) -> float:
+        """When `tick` has something to do next."""
+        return self._ask_at
+
+    def tick(self, now: float) -> list[Effect]:
+        """Ask again where no answer came."""
+        return self._ask(now) if now >= self._ask_at and self._connected and self._listening else []
+
+    # Inside
+
+    def _address(self, publisher: str) -> Address:
+        return table_address(publisher, self.service, self.table)
+
+    def _reset(self) -> None:
+        self._asking = False
+        self._loading = None
+        self._buffer.clear()
+        self._ask_at = math.inf
+        self._patience = ASK_FIRST
+
+    def _ask(self, now: float, *, from_scratch: bool = False) -> list[Effect]:
+        assert self.publisher is not None
+        self._from_scratch = from_scratch or (self._from_scratch and (self._asking or self._loading is not None))
+        self._loading = None
+        self._asking = True
+        self.state = ReplicaState.SYNCING
+        self.request += 1
+        self.resyncs += 1
+        self._ask_at = now + self._patience
+        self._patience = min(ASK_LAST, self._patience * 2)
+        have = ("", 0) if self._from_scratch else self.version
+        request = SyncRequest(self.service, self.table, self.instance, self.request, *have)
+        return [Send(instance_address(self.publisher), request)]
+
+    def _apply(self, change: ChangeMessage) -> Delta | None:
+        """Apply the next change; None when it cannot be one of a table like this."""
+        width = len(self.columns)
+        if not (row_rules.check_received(change.added, width) and row_rules.check_received(change.removed, width)):
+            return None
+        added, removed = change.added - self._rows, change.removed & self._rows
+        try:
+            plus = row_rules.digest(self.table, self.columns, added)
+            minus = row_rules.digest(self.table, self.columns, removed)
+        except RowError:
+            return None
+        self._replace_view()
+        self._rows -= removed
+        self._rows |= added
+        self.seq = change.seq
+        self.digest = (self.digest + plus - minus) & DIGEST_MASK
+        return Delta(added, removed, self.version)
+
+    def _loaded(self, now: float) -> tuple[list[Delta], list[Effect]]:
+        loading = self._loading
+        assert loading is not None
+        if len(loading.rows) != loading.begin.count:
+            return [], self._ask(now, from_scratch=True)
+        self._from_scratch = False
+        new, old = loading.rows, self._rows
+        added = frozenset(new - old) if old else frozenset(new)
+        removed = frozenset(old - new) if old else frozenset()
+        self._view = None
+        self._rows = new
+        self.columns = loading.begin.columns
+        self.epoch, self.seq, self.digest = loading.begin.epoch, loading.begin.seq, loading.begin.digest
+        return self._live(now, [Delta(added, removed, self.version)] if added or removed else [])
+
+    def _live(self, now: float, deltas: list[Delta]) -> tuple[list[Delta], list[Effect]]:
+        """In step with the publisher but for what waited in the buffer."""
+        self._loading = None
+        self._asking = False
+        self._from_scratch = False
+        buffer, self._buffer = self._buffer, {}
+        while (change := buffer.pop((self.epoch, self.seq + 1), None)) is not None:
+            delta = self._apply(change)
+            if delta is None:
+                return deltas, self._ask(now, from_scratch=True)
+            deltas.append(delta)
+        ahead = [key for key in buffer if key[0] == self.epoch and key[1] > self.seq]
+        if ahead:
+            self._buffer = {key: buffer[key] for key in ahead}
+            return deltas, self._ask(now)
+        self.state = ReplicaState.LIVE
+        self._ask_at = math.inf
+        self._patience = ASK_FIRST
+        return deltas, []
+
+    def _replace_view(self) -> None:
+        if self._view is not None and self._view() is not None:
+            self._rows = set(self._rows)  # somebody looks at the old rows
+        self._view = None

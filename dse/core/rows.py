@@ -1,0 +1,177 @@
+"""Rows: what a table may hold, how rows are checked, and the digest of a set of rows.
+
+A row is a tuple of scalars: ``None | bool | int | float | str | bytes``. Integers are of 64 bits, text is valid Unicode,
+NaN (which equals nothing, not even itself) is refused. Rows are the same row when Python says that they are equal, so
+``(1,)``, ``(1.0,)`` and ``(True,)`` are one.
+
+The digest of a set is the sum modulo 2**64 of its rows' digests, so it does not depend on order and follows a change at
+the cost of the change. A row's digest is the CRC-32 of its encoding, in which equal rows are written alike. It finds what
+was lost or applied twice; it is no defence against a liar.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Set
+from itertools import chain
+from typing import Any
+from zlib import crc32
+
+import msgspec
+
+from dse.core.messages import Row
+from dse.errors import RowError
+
+__all__ = ["DIGEST_MASK", "MAX_ROW", "RowsView", "check_received", "digest", "read_rows"]
+
+MAX_ROW = 1 << 20
+"""The longest encoded row in bytes."""
+
+DIGEST_MASK = (1 << 64) - 1
+
+_SCALARS = frozenset({type(None), bool, int, float, str, bytes})
+_UNLIKE = frozenset({bool, float})  # equal to an int that is encoded differently
+_encode = msgspec.msgpack.Encoder().encode
+
+
+def read_rows(table: str, columns: tuple[str, ...], rows: Iterable[Any]) -> set[Row]:
+    """Return rows as a set of tuples; raise `RowError` for anything that is not a sequence of rows of that width.
+
+    Only the shape is checked here; cells are checked by `digest`, and only of rows that are new.
+    """
+    if isinstance(rows, set | frozenset):
+        found: set[Any] = rows if isinstance(rows, set) else set(rows)
+    else:
+        if isinstance(rows, str | bytes) or not isinstance(rows, Iterable):
+            raise RowError(f"{table}: rows are an iterable of tuples, not {type(rows).__name__}", row=rows)
+        listed = [tuple(row) if isinstance(row, list) else row for row in rows]
+        try:
+            found = set(listed)
+        except TypeError:
+            for row in listed:
+                _check_row(table, columns, row)
+            raise
+    width = len(columns)
+    if not (set(map(type, found)) <= {tuple} and set(map(len, found)) <= {width}):
+        checked = set()
+        for row in found:
+            # A named tuple is a tuple with a name: kept as a plain one.
+            checked.add(tuple(row) if isinstance(row, tuple) and len(row) == width else row)
+        found = checked
+        for row in found:
+            _check_row(table, columns, row)
+    return found
+
+
+def digest(table: str, columns: tuple[str, ...], rows: Iterable[Row]) -> int:
+    """Return the digest of rows; raise `RowError` for one with a cell that a table cannot hold."""
+    total = 0
+    for row in rows:
+        try:
+            for cell in row:
+                if type(cell) is not str and (type(cell) in _UNLIKE or type(cell) not in _SCALARS):
+                    row = _canonical(table, columns, row)
+                    break
+            encoded = _encode(row)
+        except (TypeError, OverflowError, UnicodeEncodeError):
+            _check_row(table, columns, row)
+            raise
+        if len(encoded) > MAX_ROW:
+            raise RowError(
+                f"{table}: a row of {len(encoded):,} encoded bytes is over the limit of {MAX_ROW:,}: {_short(row)}",
+                row=row,
+            )
+        total += crc32(encoded)
+    return total & DIGEST_MASK
+
+
+def check_received(rows: Collection[Row], width: int) -> bool:
+    """Say whether rows that a peer sent are rows of that width."""
+    return set(map(len, rows)) <= {width} and set(map(type, chain.from_iterable(rows))) <= _SCALARS
+
+
+def _canonical(table: str, columns: tuple[str, ...], row: Row) -> Row:
+    cells = []
+    for column, cell in zip(columns, row, strict=True):
+        kind = type(cell)
+        if kind is float:
+            if math.isnan(cell):
+                raise RowError(f"{table}: column {column!r} is NaN in {_short(row)}", row=row, column=column)
+            cell = int(cell) if cell.is_integer() and -(2**63) <= cell < 2**64 else cell
+        elif kind is bool:
+            cell = int(cell)
+        elif kind not in _SCALARS:
+            _refuse_cell(table, row, column, cell)
+        cells.append(cell)
+    return tuple(cells)
+
+
+def _check_row(table: str, columns: tuple[str, ...], row: Any) -> None:
+    if not isinstance(row, tuple):
+        raise RowError(f"{table}: a row is a tuple, not {type(row).__name__}: {_short(row)}", row=row)
+    if len(row) != len(columns):
+        raise RowError(
+            f"{table}: a row has {len(columns)} columns ({', '.join(columns)}), not {len(row)}: {_short(row)}",
+            row=row,
+            column=columns[len(row)] if len(row) < len(columns) else None,
+        )
+    for column, cell in zip(columns, row, strict=True):
+        if type(cell) not in _SCALARS:
+            _refuse_cell(table, row, column, cell)
+        if type(cell) is int and not -(2**63) <= cell < 2**64:
+            raise RowError(f"{table}: column {column!r} is over 64 bits in {_short(row)}", row=row, column=column)
+        if type(cell) is str:
+            try:
+                cell.encode()
+            except UnicodeEncodeError:
+                raise RowError(
+                    f"{table}: column {column!r} is not valid Unicode in {_short(row)}", row=row, column=column
+                ) from None
+
+
+def _refuse_cell(table: str, row: Row, column: str, cell: Any) -> None:
+    raise RowError(
+        f"{table}: column {column!r} holds a {type(cell).__name__}, not None, bool, int, float, str or bytes, "
+        f"in {_short(row)}",
+        row=row,
+        column=column,
+    )
+
+
+def _short(row: object) -> str:
+    shown = ascii(row)
+    return shown if len(shown) <= 200 else shown[:200] + "…"
+
+
+class RowsView(Set[Row]):
+    """A frozen view of a table's rows: it never changes, whatever the table does after it was taken."""
+
+    __slots__ = ("__weakref__", "_rows")
+
+    def __init__(self, rows: set[Row]) -> None:
+        self._rows = rows
+
+    @classmethod
+    def _from_iterable(cls, it: Iterable[Any]) -> frozenset[Any]:
+        return frozenset(it)
+
+    def __contains__(self, row: object) -> bool:
+        return row in self._rows
+
+    def __iter__(self) -> Any:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, RowsView):
+            return self._rows == other._rows
+        return self._rows == other if isinstance(other, set | frozenset) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._rows))
+
+    def __repr__(self) -> str:
+        shown = ", ".join(map(repr, sorted(self._rows, key=repr)[:10]))
+        return f"RowsView({{{shown}{', …' if len(self._rows) > 10 else ''}}}, {len(self._rows)} rows)"

@@ -1,0 +1,685 @@
+"""RPC at run time: the client, which sends requests and waits, and the server, which runs them."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import random
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from dse import errors
+from dse.core.calls import Call, PendingCalls
+from dse.core.controlbus import ControlBus, Member
+from dse.core.messages import (
+    Accepted,
+    Failure,
+    Probe,
+    Reply,
+    Request,
+    UnknownCall,
+    instance_address,
+    service_address,
+)
+from dse.core.methods import CallContext, Method, call_context, set_call_context
+from dse.core.threads import AsyncLoop, Pool, SerialQueue, Timers
+from dse.core.transport import Address
+from dse.core.wire import Wire
+from dse.errors import (
+    CallTimeout,
+    DseError,
+    FrameTooLarge,
+    InvalidArguments,
+    NodeLost,
+    NoSuchMethod,
+    NoSuchService,
+    Overloaded,
+    RemoteError,
+    TransportUnavailable,
+    Untrusted,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Outcome", "RpcClient", "RpcServer", "register_error"]
+
+_log = logging.getLogger("dse.node")
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder().decode
+
+_REFUSALS: dict[str, type[DseError]] = {
+    error.__name__: error for error in (NoSuchService, NoSuchMethod, InvalidArguments, Overloaded, Untrusted)
+}
+_STOPPING = "Stopping"  # the request was not run, for the node is about to leave: somebody else may run it
+_REMOTE = "RemoteError"
+_ANYBODY = ""  # stands for the bus's choice among the instances that were tried
+_MAX_TRACEBACK = 20_000
+_MAX_MESSAGE = 20_000
+
+_registered: dict[str, type[BaseException]] = {}
+
+
+def register_error(cls: type[BaseException], *, name: str | None = None) -> type[BaseException]:
+    """Let an exception class cross the bus as itself instead of as `RemoteError`; may be used as a decorator.
+
+    Register it on both sides. It is known by its module and qualified name, or by `name`; it is made anew from its
+    ``args``, which must be of what messages can carry, or it comes as a `RemoteError`.
+    """
+    if not (isinstance(cls, type) and issubclass(cls, BaseException)):
+        raise errors.ConfigError(f"register_error takes an exception class, not {cls!r}")
+    _registered[name or _type_name(cls)] = cls
+    return cls
+
+
+def _type_name(cls: type[BaseException]) -> str:
+    if cls.__module__ == "builtins":
+        return cls.__qualname__
+    return next((name for name, known in _registered.items() if known is cls), f"{cls.__module__}.{cls.__qualname__}")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one replica answered: a `result`, or the `error` that its call would have raised."""
+
+    node_id: str
+    result: Any = None
+    error: BaseException | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is a result."""
+        return self.error is None
+
+    def unwrap(self) -> Any:
+        """Return the result or raise the error."""
+        if self.error is not None:
+            raise self.error
+        return self.result
+
+
+class _Answer:
+    """Where a waiting thread finds its answer: cheaper than a Future, for one waiter."""
+
+    __slots__ = ("_ready", "error", "result")
+
+    def __init__(self) -> None:
+        self._ready = threading.Lock()
+        self._ready.acquire()
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+    def set_result(self, result: Any) -> None:
+        self.result = result
+        self._ready.release()
+
+    def set_exception(self, error: BaseException) -> None:
+        self.error = error
+        self._ready.release()
+
+    def wait(self, timeout: float) -> bool:
+        return self._ready.acquire(timeout=timeout)
+
+
+class _CallFuture(Future[Any]):
+    """A future whose callbacks run on the node's threads, never on the one that receives."""
+
+    def __init__(self, pool: Pool) -> None:
+        super().__init__()
+        self._pool = pool
+
+    def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
+        def run(future: Future[Any]) -> None:
+            def job() -> None:
+                fn(future)
+
+            if not self._pool.submit(job):
+                job()
+
+        super().add_done_callback(run)
+
+    def cancel(self) -> bool:
+        return False  # the request is with another node: it cannot be taken back
+
+
+Handle = _Answer | Future[Any]
+
+
+class _Waiting:
+    """A call as the client holds it: what is needed to send it again."""
+
+    __slots__ = ("answer", "args", "call", "idempotent", "node_id", "timeout", "tried")
+    call: Call  # the latest attempt
+
+    def __init__(self, answer: Handle, args: msgspec.Raw, node_id: str | None, timeout: float) -> None:
+        self.answer = answer
+        self.args = args
+        self.node_id = node_id  # the caller insists on this node
+        self.timeout = timeout
+        self.idempotent = False
+        self.tried: set[str] = set()
+
+
+class RpcClient:
+    """Sends requests, waits for answers, retries where that is safe.
+
+    Lock: ``_lock`` protects ``_pending`` and ``_parked``.
+    """
+
+    def __init__(
+        self,
+        node_id: str,
+        wire: Wire,
+        control_bus: ControlBus,
+        timers: Timers,
+        control: SerialQueue,
+        pool: Pool,
+        local_service: Callable[[str], bool],
+        undeliverable: bool,
+    ) -> None:
+        self._node_id = node_id
+        self._wire = wire
+        self._control_bus = control_bus
+        self._timers = timers
+        self._timer = timers.timer(self._tick)
+        self._control = control
+        self._pool = pool
+        self._has_local = local_service
+        self._reports_undeliverable = undeliverable
+        self._ids = itertools.count(1)
+        self._turn = itertools.count(random.randrange(1 << 16))
+        self._lock = threading.Lock()
+        self._pending = PendingCalls(wire.instance)
+        self._parked: dict[int, Call] = {}  # idempotent calls that wait for the connection to come back
+        self._closed: DseError | None = None
+
+    # Calls
+
+    def call(self, service: str | None, method: str, args: msgspec.Raw, timeout: float, node_id: str | None) -> Any:
+        """Call and wait; the timeout is kept by the calling thread itself, whatever the others do."""
+        answer = _Answer()
+        waiting = self._begin(service, method, args, timeout, node_id, answer)
+        if not answer.wait(max(0.0, waiting.call.deadline - time.monotonic())):
+            with self._lock:
+                call = waiting.call
+                taken = self._pending.take(call.id)
+                self._parked.pop(call.id, None)
+            if taken is not None:
+                raise self._timed_out(call)
+            answer.wait(5.0)  # it is being answered at this moment
+        if answer.error is not None:
+            raise answer.error
+        return answer.result
+
+    def call_async(
+        self, service: str | None, method: str, args: msgspec.Raw, timeout: float, node_id: str | None
+    ) -> Future[Any]:
+        """Call; the future gets the result or the error."""
+        future = _CallFuture(self._pool)
+        future.set_running_or_notify_cancel()
+        try:
+            self._begin(service, method, args, timeout, node_id, future)
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+    def cast(self, service: str | None, method: str, args: msgspec.Raw, address: Address, ttl: float) -> None:
+        """Send a request that asks for no answer."""
+        self._wire.send(address, self._request(0, service, method, args, ttl, False), ttl=ttl)
+
+    def pick(self, service: str, tried: Iterable[str] = ()) -> Member | None:
+        """Choose a live replica on another node, in turn."""
+        members = self._control_bus.replicas.get(service)
+        if not members:
+            return None
+        if tried:
+            members = [member for member in members if member.instance not in tried]
+            if not members:
+                return None
+        return members[next(self._turn) % len(members)]
+
+    def _begin(
+        self, service: str | None, method: str, args: msgspec.Raw, timeout: float, node_id: str | None, answer: Handle
+    ) -> _Waiting:
+        now = time.monotonic()
+        waiting = _Waiting(answer, args, node_id, timeout)
+        call = waiting.call = Call(next(self._ids), service, method, now, now + timeout, None, None, waiting)
+        with self._lock:
+            if self._closed is not None:
+                raise self._closed
+            self._pending.add(call)
+            wakeup = self._pending.wakeup
+        if wakeup < self._timer.queued_at:
+            self._timers.set(self._timer, wakeup)
+        try:
+            self._dispatch(call)
+        except BaseException as error:
+            with self._lock:
+                taken = self._pending.take(call.id)
+                self._parked.pop(call.id, None)
+            if taken is not None:
+                raise
+            _log.debug("call %d had ended when sending it failed: %s", call.id, error)
+        return waiting
+
+    def _dispatch(self, call: Call) -> None:
+        """Choose who gets the request, and send it; raise when nobody can."""
+        waiting: _Waiting = call.handle
+        anycast = False
+        if waiting.node_id is not None:
+            instance = self._instance_of(call, waiting.node_id)
+            call.instance, call.node_id = instance, waiting.node_id
+        elif call.service is None:
+            raise NoSuchService("a call to a node names the node")
+        elif self._wire.instance not in waiting.tried and self._has_local(call.service):
+            call.instance, call.node_id = self._wire.instance, self._node_id
+        elif (member := self.pick(call.service, waiting.tried)) is not None:
+            call.instance, call.node_id = member.instance, member.node_id
+            info = member.services[call.service].rpc_methods.get(call.method)
+            waiting.idempotent = info is not None and info.idempotent
+        elif self._reports_undeliverable and not waiting.tried:
+            anycast = True  # nobody known yet: the bus may know more than the control bus has told so far
+            waiting.tried.add(_ANYBODY)
+        else:
+            raise self._no_service(call)
+        left = call.deadline - time.monotonic()
+        if left <= 0:
+            return
+        request = self._request(call.id, call.service, call.method, waiting.args, left, anycast)
+        if anycast:
+            assert call.service is not None
+            address = service_address(call.service)
+        else:
+            assert call.instance is not None
+            waiting.tried.add(call.instance)
+            address = instance_address(call.instance)
+        try:
+            self._wire.send(address, request, ttl=left)
+        except TransportUnavailable:
+            if not waiting.idempotent:
+                raise
+            self._park(call)
+
+    def _request(
+        self, call_id: int, service: str | None, method: str, args: msgspec.Raw, left: float, anycast: bool
+    ) -> Request:
+        context = call_context()
+        trace = dict(context.trace) if context is not None and context.trace else None
+        return Request(call_id, self._wire.instance, self._node_id, service, method, args, left, anycast, trace)
+
+    def _instance_of(self, call: Call, node_id: str) -> str:
+        if node_id == self._node_id:
+            return self._wire.instance
+        member = self._control_bus.member(node_id)
+        if member is None:
+            if call.service is None:
+                raise NodeLost(f"node {node_id!r} is not on the bus")
+            raise NoSuchService(f"{call.service}: node {node_id!r} is not on the bus")
+        if call.service is not None and member.services and call.service in member.services:
+            info = member.services[call.service].rpc_methods.get(call.method)
+            call.handle.idempotent = info is not None and info.idempotent
+        return member.instance
+
+    def _no_service(self, call: Call) -> NoSuchService:
+        known = sorted(self._control_bus.replicas)
+        return NoSuchService(
+            f"no node offers the service {call.service!r}; known services: {', '.join(known[:20]) or 'none'}"
+            f"{', …' if len(known) > 20 else ''}"
+        )
+
+    # Answers
+
+    def replied(self, message: Reply) -> None:
+        """A result came."""
+        with self._lock:
+            call = self._pending.take(message.id)
+        if call is None:
+            return
+        try:
+            result = _decode(message.result)
+        except Exception as error:
+            call.handle.answer.set_exception(RemoteError("BadResult", f"the result cannot be decoded: {error}"))
+        else:
+            call.handle.answer.set_result(result)
+
+    def failed(self, message: Failure) -> None:
+        """A failure came."""
+        with self._lock:
+            call = self._pending.calls.get(message.id)
+            if call is None:
+                return
+            not_run = message.code in (_STOPPING, "NoSuchService") and call.handle.node_id is None
+            if not not_run:
+                self._pending.take(message.id)
+        if not_run:
+            self._again(call, NoSuchService(message.message))
+            return
+        call.handle.answer.set_exception(_error_of(message))
+
+    def accepted(self, message: Accepted) -> None:
+        """The callee has a request."""
+        with self._lock:
+            self._pending.accepted(message.id, message.instance, message.node_id)
+
+    def unknown(self, message: UnknownCall) -> None:
+        """The callee has no such request."""
+        with self._lock:
+            call = self._pending.unknown(message.id, message.instance)
+        if call is not None:
+            self._lost(call, f"node {call.node_id!r} does not have the request: it or its answer was lost in an outage")
+
+    def undeliverable(self, message: Request) -> None:
+        """A request found nobody, so it did not run: try somebody else."""
+        with self._lock:
+            call = self._pending.calls.get(message.id)
+        if call is None:
+            return
+        if call.handle.node_id is not None:
+            error: DseError = NodeLost(f"node {call.node_id!r} is not reached by the bus any more")
+        else:
+            error = self._no_service(call)
+        self._again(call, error)
+
+    def nodes_gone(self, gone: dict[str, str]) -> None:
+        """Nodes died or left: instance -> how that is said."""
+        with self._lock:
+            ended = self._pending.gone(gone)
+        for call in ended:
+            assert call.instance is not None
+            self._lost(call, f"node {call.node_id!r} {gone[call.instance]} before it answered {call.method!r}")
+
+    def connected(self) -> None:
+        """The connection is back: send what waited for it, and ask about what was under way."""
+        with self._lock:
+            parked, self._parked = self._parked, {}
+            calls = [call for call in self._pending.calls.values() if call.id not in parked and call.instance]
+            probes = [
+                (instance_address(call.instance), Probe(call.id, self._wire.instance))
+                for call in calls
+                if call.instance
+            ]
+        for call in parked.values():
+            call.handle.tried.clear()
+            self._again(call, None)
+        for address, probe in probes:
+            try:
+                self._wire.send(address, probe)
+            except errors.TransportError:
+                return
+
+    def close(self, error: DseError) -> None:
+        """End every call that waits."""
+        self._timers.cancel(self._timer)
+        with self._lock:
+            self._closed = error
+            calls, self._pending.calls = list(self._pending.calls.values()), {}
+            self._parked.clear()
+        for call in calls:
+            call.handle.answer.set_exception(error)
+
+    # Inside
+
+    def _lost(self, call: Call, why: str) -> None:
+        """The node that had the request is gone, or lost it: whether it ran is unknown."""
+        error = NodeLost(why)
+        if call.handle.idempotent and call.deadline > time.monotonic():
+            with self._lock:
+                call.instance, call.accepted = None, False
+                self._pending.add(call)
+            if call.handle.node_id is None:
+                self._again(call, error)
+                return
+            with self._lock:
+                self._pending.take(call.id)
+        call.handle.answer.set_exception(error)
+
+    def _again(self, call: Call, error: DseError | None) -> None:
+        """Send a request that did not run to somebody else; where there is nobody, end the call with `error`."""
+        # A request under a new number: a late answer to the old one is nobody's.
+        fresh = Call(next(self._ids), call.service, call.method, call.started, call.deadline, None, None, call.handle)
+        with self._lock:
+            if self._pending.take(call.id) is None:
+                return
+            self._pending.add(fresh)
+            call.handle.call = fresh
+        try:
+            self._dispatch(fresh)
+        except Exception as reason:
+            with self._lock:
+                taken = self._pending.take(fresh.id)
+            if taken is not None:
+                keep = error is not None and isinstance(reason, NoSuchService)
+                call.handle.answer.set_exception(error if keep and error is not None else reason)
+
+    def _park(self, call: Call) -> None:
+        with self._lock:
+            if call.id in self._pending.calls:
+                self._parked[call.id] = call
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        with self._lock:
+            expired, probes = self._pending.tick(now)
+            for call in expired:
+                self._parked.pop(call.id, None)
+            wakeup = self._pending.wakeup
+        self._timers.set(self._timer, wakeup)
+        for call in expired:
+            call.handle.answer.set_exception(self._timed_out(call))
+        if probes:
+            self._control.put(lambda: self._wire.carry_out(probes))
+
+    def _timed_out(self, call: Call) -> CallTimeout:
+        how_far = call.progress()
+        if call.id in self._parked:
+            how_far = f"{call.service}.{call.method} waited for the connection to the broker to come back"
+        elif call.service is not None and call.instance is None and call.service not in self._control_bus.replicas:
+            how_far += f"; no node has announced the service {call.service!r}"
+        return CallTimeout(f"no answer within {call.handle.timeout:g} s: {how_far}")
+
+
+def _error_of(failure: Failure) -> BaseException:
+    refusal = _REFUSALS.get(failure.code)
+    if refusal is not None:
+        return refusal(failure.message)
+    if failure.code == _STOPPING:
+        return NodeLost(failure.message)
+    registered = _registered.get(failure.type_name)
+    if registered is not None and failure.args is not None:
+        try:
+            args = _decode(failure.args)
+            if isinstance(args, list):
+                return registered(*args)
+        except Exception as error:
+            _log.debug("a remote %s could not be made anew: %s", failure.type_name, error)
+    return RemoteError(failure.type_name, failure.message, failure.traceback)
+
+
+class RpcServer:
+    """Runs requests: each on a worker thread or, for ``async def``, on the node's event loop.
+
+    Lock: ``_lock`` protects ``_active`` and ``_waiting``.
+    """
+
+    def __init__(
+        self,
+        node_id: str,
+        wire: Wire,
+        pool: Pool,
+        loop: AsyncLoop,
+        max_pending: int,
+        find: Callable[[str | None], tuple[str, Mapping[str, Method]] | None],
+    ) -> None:
+        self._node_id = node_id
+        self._wire = wire
+        self._pool = pool
+        self._loop = loop
+        self._max_pending = max_pending
+        self._find = find
+        self._lock = threading.Lock()
+        self._active: set[tuple[str, int]] = set()
+        self._waiting = 0  # accepted and not yet begun
+        self._stopping = False
+
+    def stop(self) -> None:
+        """Accept no more requests."""
+        self._stopping = True
+
+    def requested(self, request: Request) -> None:
+        """Take a request from the bus; never blocks."""
+        deadline = time.monotonic() + request.timeout
+        if self._stopping:
+            self._refuse(request, _STOPPING, f"node {self._node_id!r} is stopping")
+            return
+        found = self._find(request.service)
+        if found is None:
+            self._refuse(request, "NoSuchService", f"node {self._node_id!r} has no service {request.service!r}")
+            return
+        owner, methods = found
+        method = methods.get(request.method)
+        if method is None:
+            known = ", ".join(sorted(methods)) or "none"
+            self._refuse(request, "NoSuchMethod", f"{owner} has no method {request.method!r}; it has: {known}")
+            return
+        key = (request.instance, request.id)
+        with self._lock:
+            accepted = self._waiting < self._max_pending
+            if accepted:
+                self._waiting += 1
+                if request.id:
+                    self._active.add(key)
+        if not accepted:
+            self._refuse(
+                request, "Overloaded", f"node {self._node_id!r} has {self._max_pending} requests waiting already"
+            )
+            return
+        if request.anycast and request.id:
+            self._answer(request, Accepted(request.id, self._wire.instance, self._node_id))
+        if method.is_async:
+            try:
+                self._loop.submit(self._run_async(request, method, deadline))
+            except RuntimeError:
+                self._begun()
+                self._refuse(request, _STOPPING, f"node {self._node_id!r} is stopping")
+        elif not self._pool.submit(lambda: self._run(request, method, deadline)):
+            self._begun()
+            self._refuse(request, _STOPPING, f"node {self._node_id!r} is stopping")
+
+    def probed(self, probe: Probe) -> None:
+        """Say whether a request is here."""
+        with self._lock:
+            here = (probe.instance, probe.id) in self._active
+        answer: Accepted | UnknownCall
+        if here:
+            answer = Accepted(probe.id, self._wire.instance, self._node_id)
+        else:
+            answer = UnknownCall(probe.id, self._wire.instance)
+        self._send(instance_address(probe.instance), answer)
+
+    # Inside
+
+    def _begun(self) -> None:
+        with self._lock:
+            self._waiting -= 1
+
+    def _run(self, request: Request, method: Method, deadline: float) -> None:
+        self._begun()
+        if time.monotonic() >= deadline:
+            self._forget(request)
+            return
+        set_call_context(CallContext(request.node_id, request.instance, request.trace or {}))
+        answer: Reply | Failure
+        try:
+            answer = self._reply(request, method.function(**method.bind(request.args)))
+        except BaseException as error:
+            answer = self._failure(request, method, error)
+        finally:
+            set_call_context(None)
+        self._answer(request, answer)
+
+    async def _run_async(self, request: Request, method: Method, deadline: float) -> None:
+        self._begun()
+        if time.monotonic() >= deadline:
+            self._forget(request)
+            return
+        set_call_context(CallContext(request.node_id, request.instance, request.trace or {}))
+        answer: Reply | Failure
+        try:
+            answer = self._reply(request, await method.function(**method.bind(request.args)))
+        except BaseException as error:
+            answer = self._failure(request, method, error)
+        self._answer(request, answer)
+
+    def _reply(self, request: Request, result: Any) -> Reply:
+        return Reply(request.id, msgspec.Raw(_encode(result)))
+
+    def _failure(self, request: Request, method: Method, error: BaseException) -> Failure:
+        where = f"{method.owner}.{method.name}"
+        if isinstance(error, InvalidArguments) and error.__traceback__ is not None and not _raised_by_method(error):
+            _log.info("%s: refused a call by node %r: %s", where, request.node_id, error)
+            return Failure(request.id, "InvalidArguments", str(error))
+        _log.warning("%s raised for node %r: %s: %s", where, request.node_id, type(error).__name__, error)
+        if isinstance(error, Untrusted):
+            return Failure(request.id, "Untrusted", str(error)[:_MAX_MESSAGE])
+        text = "".join(traceback.format_exception(error))
+        name = _type_name(type(error))
+        args = None
+        if name in _registered:
+            try:
+                args = msgspec.Raw(_encode(list(error.args)))
+            except Exception:
+                _log.debug("%s: the arguments of %s cannot be sent", where, name)
+        message, text = _sendable(str(error)[:_MAX_MESSAGE]), _sendable(text[-_MAX_TRACEBACK:])
+        return Failure(request.id, _REMOTE, message, name, text, args)
+
+    def _answer(self, request: Request, answer: Reply | Failure | Accepted) -> None:
+        if not request.id:
+            return
+        address = instance_address(request.instance)
+        try:
+            self._wire.send(address, answer, ttl=max(1.0, request.timeout))
+        except FrameTooLarge as error:
+            _log.warning("the result of %s.%s is too large: %s", request.service, request.method, error)
+            self._send(address, Failure(request.id, _REMOTE, str(error), "dse.errors.FrameTooLarge"))
+        except errors.TransportError as error:
+            _log.info("the answer of %s.%s was not sent: %s", request.service, request.method, error)
+        finally:
+            if not isinstance(answer, Accepted):
+                self._forget(request)
+
+    def _refuse(self, request: Request, code: str, message: str) -> None:
+        if request.id:
+            self._send(instance_address(request.instance), Failure(request.id, code, message))
+        else:
+            _log.warning(
+                "dropped a cast of %s.%s by node %r: %s", request.service, request.method, request.node_id, message
+            )
+
+    def _forget(self, request: Request) -> None:
+        with self._lock:
+            self._active.discard((request.instance, request.id))
+
+    def _send(self, address: Address, message: Failure | Accepted | UnknownCall) -> None:
+        try:
+            self._wire.send(address, message)
+        except errors.TransportError as error:
+            _log.info("an answer was not sent: %s", error)
+
+
+def _raised_by_method(error: BaseException) -> bool:
+    """Whether an InvalidArguments came out of the method itself (a call it made) rather than out of its own arguments."""
+    tb = error.__traceback__
+    while tb is not None and tb.tb_next is not None:
+        tb = tb.tb_next
+    return tb is not None and tb.tb_frame.f_code is not Method.bind.__code__
+
+
+def _sendable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()

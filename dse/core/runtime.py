@@ -1,0 +1,288 @@
+"""One life of a node: its transport, threads and parts, put together, and the dispatch of what arrives.
+
+Threads of a node: the transport's; ``timers``, which only hands work on; ``pool`` (callbacks, hooks, periodic work and the
+serial queues ``control`` and ``loopback``, each on at most one thread at a time); ``workers`` (RPC methods); the event
+loop. All are ended and joined by `Runtime.close`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from dse.core.controlbus import ControlBus
+from dse.core.info import DataServiceInfo
+from dse.core.listeners import Listeners
+from dse.core.membership import Membership, NodeState, PeerEvent
+from dse.core.messages import (
+    CONTROL,
+    Accepted,
+    BadFrame,
+    Catalogue,
+    CatalogueRequest,
+    CatchUp,
+    ChangeMessage,
+    Clash,
+    Failure,
+    ForeignVersion,
+    Heartbeat,
+    Leave,
+    Message,
+    NoTable,
+    Probe,
+    Renew,
+    Reply,
+    Request,
+    SnapshotBegin,
+    SnapshotChunk,
+    SnapshotCredit,
+    SyncRequest,
+    Tip,
+    UnknownCall,
+    Unsubscribe,
+    broadcast_address,
+    decode,
+    service_address,
+)
+from dse.core.methods import Method
+from dse.core.rpc import RpcClient, RpcServer
+from dse.core.table import PublishedTable
+from dse.core.tables import Publisher, ReplicaHub
+from dse.core.threads import AsyncLoop, Pool, SerialQueue, Timers
+from dse.core.transport import Address, ConnectionState, Delivery
+from dse.core.wire import Wire
+from dse.errors import DseError, NodeLost, NoSuchTable
+
+if TYPE_CHECKING:
+    from dse.core.node import Node
+
+__all__ = ["Runtime"]
+
+_log = logging.getLogger("dse.node")
+
+_POOL = 10_000  # bounded by what it serves: one thread for each serial queue and periodic task at most
+_LARGEST_CHANGE = 4 << 20
+_OVERHEAD = 1024  # bytes of a frame around an encoded change
+_LOG_EVERY = 60.0  # seconds between two log lines about bad frames
+
+
+class Runtime:
+    """The parts of a started node. Made by `Node.start`, ended by `Node.stop`."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.closing = False  # protected by the node's lock
+        self.closed = threading.Event()
+        self.connected = False
+        self.joined = False
+        self._bad_logged = -_LOG_EVERY
+        self.instance = f"{node.node_id}/{uuid.uuid4().hex}"
+        name = f"dse-{node.node_id}"
+        self.timers = Timers(f"{name}-timers")
+        self.pool = Pool(f"{name}-pool", _POOL)
+        self.workers = Pool(f"{name}-worker", node.workers)
+        self.loop = AsyncLoop(name)
+        self.control = SerialQueue(self.pool)
+        self.transport = node._driver(node.url, bus=node.bus, events=self)
+        self.reports_undeliverable = self.transport.capabilities.undeliverable
+        self.wire = Wire(self.transport, self.instance, SerialQueue(self.pool), self._dispatch)
+        self.listeners = Listeners(self.transport)
+        machine = Membership(node.node_id, self.instance, node.heartbeat_interval, self._catalogue)
+        self.control_bus = ControlBus(
+            machine, self.wire, self.timers, self.control, self._own_infos, self._peers_changed, node.clashed
+        )
+        largest = min(_LARGEST_CHANGE, self.transport.capabilities.max_frame - _OVERHEAD)
+        self.publisher = Publisher(self.wire, self.timers, self.control, largest, self._subscribers_changed)
+        self.hub = ReplicaHub(self.wire, self.listeners, self.timers, self.control, self._publishers_of)
+        self.client = RpcClient(
+            node.node_id,
+            self.wire,
+            self.control_bus,
+            self.timers,
+            self.control,
+            self.pool,
+            lambda service_id: service_id in node.hosts,
+            self.reports_undeliverable,
+        )
+        self.server = RpcServer(node.node_id, self.wire, self.workers, self.loop, node.max_pending, self._find)
+        self._handlers = self._make_handlers()
+
+    # Life
+
+    def open(self) -> None:
+        """Connect and begin to join."""
+        self.transport.open()
+        self.transport.listen(self.wire.own_address)
+        self.transport.listen(CONTROL)
+        self.control_bus.start()
+
+    def close(self, deadline: float) -> None:
+        """Undo everything, in the order that lets the others know early and lose nothing."""
+        hosts = list(self.node.hosts.values())
+        self.server.stop()
+        for host in hosts:
+            self._unlisten_service(host.service.service_id)
+        self.workers.close(max(0.1, deadline - time.monotonic()))
+        for host in hosts:
+            host.stop(deadline)
+        self.hub.stop()
+        self.control_bus.leave()
+        self.client.close(NodeLost(f"node {self.node.node_id!r}, which made the call, has stopped"))
+        self.timers.close()
+        self.loop.close(max(0.5, deadline - time.monotonic()))
+        self.transport.close()
+        if not self.pool.close(max(0.5, deadline - time.monotonic())):
+            _log.warning("node %r stopped while a callback or method of a service still runs", self.node.node_id)
+
+    def offer(self, service_id: str) -> None:
+        """A service runs: it can be called, and everybody is told."""
+        self.listeners.add(service_address(service_id))
+        self.listeners.add(broadcast_address(service_id))
+        self.announce()
+        self.hub.published()
+
+    def withdraw(self, service_id: str) -> None:
+        """A service is about to stop."""
+        self._unlisten_service(service_id)
+        self.announce()
+        self.hub.published()
+
+    def announce(self) -> None:
+        """What this node offers changed."""
+        self.control_bus.announce()
+
+    def _unlisten_service(self, service_id: str) -> None:
+        self.listeners.remove(service_address(service_id))
+        self.listeners.remove(broadcast_address(service_id))
+
+    # What services need
+
+    def check_table(self, service_id: str, table: str) -> None:
+        """Raise `NoSuchTable` when every known replica of the service is without the table."""
+        offers = [info for info in self._own_infos() if info.service_id == service_id]
+        offers += [member.services[service_id] for member in self.control_bus.replicas.get(service_id, ())]
+        if offers and not any(table in info.published_tables for info in offers):
+            known = sorted({name for info in offers for name in info.published_tables})
+            raise NoSuchTable(
+                f"the service {service_id!r} publishes no table {table!r}; it publishes: {', '.join(known) or 'none'}"
+            )
+
+    # What the parts need of each other
+
+    def _own_infos(self) -> list[DataServiceInfo]:
+        return [host.service.info for host in list(self.node.hosts.values())]
+
+    def _catalogue(self) -> tuple[list[dict[str, Any]], list[str]]:
+        return [info.to_dict() for info in self._own_infos()], sorted(self.node.endpoints)
+
+    def _find(self, service_id: str | None) -> tuple[str, Mapping[str, Method]] | None:
+        if service_id is None:
+            return f"node {self.node.node_id!r}", self.node.endpoints
+        host = self.node.hosts.get(service_id)
+        return (service_id, host.service.methods) if host is not None else None
+
+    def _publishers_of(self, service_id: str, table: str) -> list[str]:
+        host = self.node.hosts.get(service_id)
+        own = [self.instance] if host is not None and table in host.service.published_tables else []
+        return own + [
+            member.instance
+            for member in self.control_bus.replicas.get(service_id, ())
+            if table in member.services[service_id].published_tables
+        ]
+
+    def _subscribers_changed(self, table: PublishedTable, first: bool) -> None:
+        host = self.node.hosts.get(table.service_id)
+        if host is not None:
+            host.subscribers_changed(table.name, first)
+
+    def _peers_changed(self, events: list[PeerEvent]) -> None:
+        gone: dict[str, str] = {}
+        for event in events:
+            if event.peer.state is NodeState.DEAD:
+                gone[event.peer.instance] = "died or was replaced"
+            elif event.peer.state is NodeState.LEFT:
+                gone[event.peer.instance] = "left"
+        if gone:
+            self.client.nodes_gone(gone)
+            self.publisher.nodes_gone(list(gone))
+        self.hub.published()
+
+    # What the transport tells (`dse.core.transport.TransportEvents`)
+
+    def received(self, address: Address, frame: bytes) -> None:
+        try:
+            message = decode(frame)
+        except BadFrame as error:
+            self._bad_frame(address, frame, error)
+            return
+        self._dispatch(address, message)
+
+    def undeliverable(self, address: Address, frame: bytes) -> None:
+        self.node.counters["undeliverable"] += 1
+        try:
+            message = decode(frame)
+        except BadFrame:
+            return
+        if isinstance(message, Request) and message.id:
+            self.client.undeliverable(message)
+
+    def state_changed(self, state: ConnectionState) -> None:
+        self.control.put(lambda: self._state_changed(state))
+
+    def _state_changed(self, state: ConnectionState) -> None:
+        connected = state == ConnectionState.CONNECTED
+        was, self.connected = self.connected, connected
+        if connected and not self.joined:
+            self.joined = True
+            return
+        if connected and not was:
+            _log.info("node %r: connected again", self.node.node_id)
+            self.listeners.restore()
+            self.control_bus.connected()
+            self.hub.connected()
+            self.client.connected()
+        elif was and state == ConnectionState.DISCONNECTED:
+            _log.warning("node %r: %s", self.node.node_id, state)
+            self.node.counters["disconnects"] += 1
+            self.control_bus.disconnected()
+            self.hub.disconnected()
+
+    def _make_handlers(self) -> dict[type, Callable[[Address, Any], None]]:
+        bus, client, server = self.control_bus, self.client, self.server
+        publisher, hub = self.publisher, self.hub
+        handlers: dict[type, Callable[[Address, Any], None]] = {
+            Request: lambda _, m: server.requested(m),
+            Reply: lambda _, m: client.replied(m),
+            Failure: lambda _, m: client.failed(m),
+            Accepted: lambda _, m: client.accepted(m),
+            Probe: lambda _, m: server.probed(m),
+            UnknownCall: lambda _, m: client.unknown(m),
+            ChangeMessage: hub.heard,
+            Tip: lambda a, m: hub.heard(a, m) if a.delivery is Delivery.FANOUT else hub.tipped(m),
+            SyncRequest: lambda _, m: publisher.sync_requested(m),
+            SnapshotCredit: lambda _, m: publisher.credited(m),
+            Unsubscribe: lambda _, m: publisher.unsubscribed(m),
+            Renew: lambda _, m: publisher.renewed(m),
+        }
+        handlers |= dict.fromkeys((Heartbeat, Leave, Clash, Catalogue, CatalogueRequest), lambda _, m: bus.heard(m))
+        handlers |= dict.fromkeys((CatchUp, SnapshotBegin, SnapshotChunk, NoTable), lambda _, m: hub.answered(m))
+        return handlers
+
+    def _dispatch(self, address: Address, message: Message) -> None:
+        try:
+            self._handlers[type(message)](address, message)
+        except DseError as error:
+            _log.warning("node %r: %s: %s", self.node.node_id, type(message).__name__, error)
+
+    def _bad_frame(self, address: Address, frame: bytes, error: BadFrame) -> None:
+        kind = "foreign_frames" if isinstance(error, ForeignVersion) else "bad_frames"
+        self.node.counters[kind] += 1
+        now = time.monotonic()
+        if now - self._bad_logged >= _LOG_EVERY:
+            self._bad_logged = now
+            _log.warning("node %r: dropped a frame of %d bytes to %s: %s (%d such since the start)",
+                         self.node.node_id, len(frame), address.name, error, self.node.counters[kind])  # fmt: skip

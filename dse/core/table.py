@@ -1,0 +1,407 @@
+"""Tables as a service sees them: declared with `Table`, published through `PublishedTable`, followed through `Replica`."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, overload
+
+from dse.core.effects import Send
+from dse.core.info import identifier
+from dse.core.messages import ChangeMessage, Row, SyncRequest
+from dse.core.replica import Delta, ReplicaState
+from dse.core.rows import RowsView
+from dse.core.tablelog import TableLog
+from dse.errors import ConfigError, TableError
+
+if TYPE_CHECKING:
+    from dse.core.service import DataService
+
+__all__ = ["Change", "PublishedTable", "Replica", "Table"]
+
+_log = logging.getLogger("dse.table")
+
+_OUTBOX = 10_000  # sends that wait behind a slow one; beyond, they are dropped and the replicas ask for what they miss
+_CALLBACK_QUEUE = 1_000  # changes that wait for a slow callback; beyond, they are merged
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What happened to a table: the rows that came and the rows that went, and the (epoch, seq) it led to."""
+
+    service_id: str
+    table: str
+    added: frozenset[Row]
+    removed: frozenset[Row]
+    version: tuple[str, int]
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.removed)
+
+
+class Table:
+    """Declares a published table in the body of a `DataService`; its columns are named.
+
+    On the service's instances the name is a `PublishedTable`.
+    """
+
+    def __init__(self, *columns: str) -> None:
+        if not columns:
+            raise ConfigError("a table has at least one column")
+        for column in columns:
+            identifier("column name", column)
+        if len(set(columns)) != len(columns):
+            raise ConfigError(f"a table's columns have different names, not {', '.join(columns)}")
+        self.columns = columns
+        self.name = ""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = identifier("table name", name)
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> Table: ...
+    @overload
+    def __get__(self, instance: DataService, owner: type) -> PublishedTable: ...
+    def __get__(self, instance: DataService | None, owner: type) -> Table | PublishedTable:
+        if instance is None:
+            return self
+        published: PublishedTable = instance.published_tables[self.name]
+        return published
+
+    def __set__(self, instance: DataService, value: object) -> None:
+        raise TableError(f"{self.name} is a table: publish rows with {self.name}.replace(rows)")
+
+
+class Outlet(Protocol):
+    """What a published table needs of the node it is on."""
+
+    instance: str
+    largest: int
+
+    def transmit(self, send: Send, *, remote: bool, local: bool) -> None:
+        """Send to subscribers on other nodes, on this one, or both; never raises."""
+
+    def watch(self, table: PublishedTable, wakeup: float) -> None:
+        """Call `table.tick` at a time of the monotonic clock."""
+
+    def subscribers_changed(self, table: PublishedTable, first: bool) -> None:
+        """The first subscriber came, or the last one went."""
+
+
+class PublishedTable:
+    """A table that its service publishes. Every change is atomic; may be used from any thread.
+
+    Lock: ``_lock`` protects ``_log``, ``_outlet``, ``_outbox`` and ``_sending``. Sends leave through the outbox: whoever
+    finds nobody sending sends for all, in order, with the lock released.
+    """
+
+    def __init__(self, service_id: str, name: str, columns: tuple[str, ...]) -> None:
+        self.service_id = service_id
+        self.name = name
+        self.columns = columns
+        self._lock = threading.Lock()
+        self._log = TableLog(service_id, name, columns, "", _new_epoch())
+        self._outlet: Outlet | None = None
+        self._outbox: deque[tuple[Send, bool, bool]] = deque()
+        self._sending = False
+
+    def __repr__(self) -> str:
+        return f"<PublishedTable {self.service_id}.{self.name} {len(self)} rows, seq {self._log.seq}>"
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def rows(self) -> RowsView:
+        """A frozen view of the rows as they are now."""
+        with self._lock:
+            return self._log.view()
+
+    @property
+    def version(self) -> tuple[str, int]:
+        """(epoch, seq) of the rows."""
+        with self._lock:
+            return (self._log.epoch, self._log.seq)
+
+    @property
+    def subscribers(self) -> int:
+        """How many nodes subscribe."""
+        with self._lock:
+            return len(self._log.subscribers)
+
+    def replace(self, rows: Iterable[Any]) -> Change:
+        """Make the table hold exactly these rows; publish and return the difference.
+
+        Raises `RowError` for a row that does not fit; nothing is published then. The same holds for the methods below.
+        """
+        return self._commit(lambda log, now: log.replace(now, rows))
+
+    def insert(self, rows: Iterable[Any]) -> Change:
+        """Add rows; those that are there already are no change."""
+        return self._commit(lambda log, now: log.apply(now, rows, ()))
+
+    def delete(self, rows: Iterable[Any]) -> Change:
+        """Remove rows; those that are not there are no change."""
+        return self._commit(lambda log, now: log.apply(now, (), rows))
+
+    def apply(self, added: Iterable[Any] = (), removed: Iterable[Any] = ()) -> Change:
+        """Remove `removed` and add `added` as one change; a row in both is there afterwards."""
+        return self._commit(lambda log, now: log.apply(now, added, removed))
+
+    # The node's side
+
+    def attach(self, outlet: Outlet, subscribers: Iterable[str]) -> None:
+        """The service starts on a node: a new life of the table. `subscribers` followed the one before it there."""
+        with self._lock:
+            old = self._log
+            self._log = TableLog(
+                self.service_id, self.name, self.columns, outlet.instance, _new_epoch(), outlet.largest
+            )
+            self._outlet = outlet
+            self._outbox.clear()
+        self._serve(lambda log, now: log.adopt(now, old, subscribers))
+
+    def detach(self) -> list[str]:
+        """The service stops: nobody is told of changes any more. Return who subscribed."""
+        with self._lock:
+            self._outlet = None
+            subscribers = list(self._log.subscribers)
+            self._log.subscribers.clear()
+            self._outbox.clear()
+            return subscribers
+
+    def sync(self, request: SyncRequest) -> None:
+        """A replica asks to be brought up to date."""
+        self._serve(lambda log, now: log.sync(now, request))
+
+    def credit(self, instance: str, request: int, received: int) -> None:
+        """A replica has so many chunks of its snapshot."""
+        self._serve(lambda log, now: log.credit(now, instance, request, received))
+
+    def renew(self, instance: str, held: tuple[str, int] | None) -> None:
+        """A node says whether it subscribes, and where its replica stands."""
+        self._serve(lambda log, now: log.renew(now, instance, held))
+
+    def drop(self, instance: str) -> None:
+        """A subscriber said goodbye, or its node is gone."""
+
+        def step(log: TableLog, now: float) -> list[Send]:
+            log.drop(instance)
+            return []
+
+        self._serve(step)
+
+    def tick(self) -> None:
+        """Time has come that `Outlet.watch` was told."""
+        self._serve(lambda log, now: log.tick(now))
+
+    # Inside
+
+    def _commit(self, step: Callable[[TableLog, float], tuple[ChangeMessage | None, list[Send]]]) -> Change:
+        with self._lock:
+            change, sends = step(self._log, time.monotonic())
+            version = (self._log.epoch, self._log.seq)
+            outlet, wakeup, ours = self._outlet, self._log.wakeup, self._post(sends)
+        if outlet is not None:
+            outlet.watch(self, wakeup)
+            if ours:
+                self._flush(outlet)
+        if change is None:
+            return Change(self.service_id, self.name, frozenset(), frozenset(), version)
+        return Change(self.service_id, self.name, change.added, change.removed, version)
+
+    def _serve(self, step: Callable[[TableLog, float], list[Send]]) -> None:
+        with self._lock:
+            outlet = self._outlet
+            if outlet is None:
+                return
+            before = bool(self._log.subscribers)
+            sends = step(self._log, time.monotonic())
+            after = bool(self._log.subscribers)
+            wakeup, ours = self._log.wakeup, self._post(sends)
+        outlet.watch(self, wakeup)
+        if ours:
+            self._flush(outlet)
+        if before != after:
+            outlet.subscribers_changed(self, after)
+
+    def _post(self, sends: list[Send]) -> bool:
+        """Put sends into the outbox (the lock is held); say whether the caller is to flush it."""
+        if self._outlet is None or not sends:
+            return False
+        own = self._outlet.instance in self._log.subscribers
+        remote = len(self._log.subscribers) > own
+        if len(self._outbox) >= _OUTBOX:
+            _log.warning("%s.%s: the transport is slow; %d changes left out, replicas ask for them",
+                         self.service_id, self.name, len(self._outbox))  # fmt: skip
+            self._outbox.clear()
+        self._outbox.extend((send, remote, own) for send in sends)
+        if self._sending:
+            return False
+        self._sending = True
+        return True
+
+    def _flush(self, outlet: Outlet) -> None:
+        while True:
+            with self._lock:
+                if not self._outbox:
+                    self._sending = False
+                    return
+                send, remote, local = self._outbox.popleft()
+            outlet.transmit(send, remote=remote, local=local)
+
+
+def _new_epoch() -> str:
+    return uuid.uuid4().hex[:16]
+
+
+class Shared(Protocol):
+    """What a `Replica` needs of the copy it shares with others on its node."""
+
+    changed: threading.Condition
+
+    @property
+    def state(self) -> ReplicaState: ...
+    @property
+    def columns(self) -> tuple[str, ...]: ...
+    @property
+    def version(self) -> tuple[str, int]: ...
+    def view(self) -> RowsView: ...
+    def contains(self, row: object) -> bool: ...
+    def count(self) -> int: ...
+
+
+class Replica:
+    """A live copy of another service's table: always a state that its publisher was really in.
+
+    Subscribers on one node share one copy of the rows. Lock: ``_lock`` protects ``_waiting``.
+    """
+
+    def __init__(
+        self,
+        service_id: str,
+        table: str,
+        shared: Shared,
+        callback: Callable[[Change], Any] | None,
+        schedule: Callable[[Callable[[], None]], None],
+        run: Callable[[Callable[[Change], Any], Change], None],
+    ) -> None:
+        self.service_id = service_id
+        self.table = table
+        self._shared = shared
+        self._callback = callback
+        self._schedule = schedule
+        self._run = run
+        self._lock = threading.Lock()
+        self._waiting: deque[Delta] = deque()
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<Replica {self.service_id}.{self.table} {self.state.value} {len(self)} rows>"
+
+    def __len__(self) -> int:
+        return self._shared.count()
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+    def __contains__(self, row: object) -> bool:
+        return self._shared.contains(row)
+
+    @property
+    def rows(self) -> RowsView:
+        """A frozen view of the rows as they are now."""
+        return self._shared.view()
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of the columns; empty until the table was first received."""
+        return self._shared.columns
+
+    @property
+    def state(self) -> ReplicaState:
+        """SYNCING, LIVE or STALE."""
+        return self._shared.state
+
+    @property
+    def version(self) -> tuple[str, int]:
+        """(epoch, seq) of the rows; ('', 0) until the table was first received."""
+        return self._shared.version
+
+    def wait(self, until: ReplicaState | Callable[[Replica], object], timeout: float = 10.0) -> bool:
+        """Wait for a state, or until a predicate of this replica is true; return True.
+
+        Raises `TimeoutError` after `timeout` seconds, saying how the replica stands.
+        """
+        deadline = time.monotonic() + timeout
+        condition = self._shared.changed
+        while True:
+            # The predicate runs without a lock: what it reads twice may differ, and it is asked again after every change.
+            with condition:
+                generation = self._generation()
+            if (self.state is until) if isinstance(until, ReplicaState) else until(self):
+                return True
+            with condition:
+                left = deadline - time.monotonic()
+                if left <= 0 or not condition.wait_for(partial(self._moved_on, generation), left):
+                    wanted = until.value if isinstance(until, ReplicaState) else "what was waited for"
+                    raise TimeoutError(
+                        f"{self.service_id}.{self.table} was not {wanted} within {timeout:g} s: "
+                        f"it is {self.state.value} with {len(self)} rows"
+                    )
+
+    def _moved_on(self, since: object) -> bool:
+        return self._generation() != since
+
+    def _generation(self) -> object:
+        return (self._shared.state, self._shared.version, self._shared.count())
+
+    # The node's side
+
+    def deliver(self, delta: Delta) -> None:
+        """Queue a difference for the callback; merge it into the last one when the callback is far behind."""
+        if self._callback is None or not (delta.added or delta.removed):
+            return
+        with self._lock:
+            if len(self._waiting) >= _CALLBACK_QUEUE:
+                last = self._waiting.pop()
+                delta = Delta(
+                    (last.added - delta.removed) | (delta.added - last.removed),
+                    (last.removed - delta.added) | (delta.removed - last.added),
+                    delta.version,
+                )
+                self._waiting.append(delta)
+                return
+            self._waiting.append(delta)
+        self._schedule(self._call_back)
+
+    def close(self) -> None:
+        """Call back no more."""
+        with self._lock:
+            self._closed = True
+            self._waiting.clear()
+
+    def _call_back(self) -> None:
+        with self._lock:
+            if self._closed or not self._waiting:
+                return
+            delta = self._waiting.popleft()
+        assert self._callback is not None
+        if delta.added or delta.removed:
+            change = Change(self.service_id, self.table, delta.added, delta.removed, delta.version)
+            self._run(self._callback, change)
+
+
+def is_async(callback: Callable[..., Any]) -> bool:
+    """Whether a callback is a coroutine function."""
+    return inspect.iscoroutinefunction(callback) or inspect.iscoroutinefunction(getattr(callback, "__call__", None))

@@ -1,0 +1,261 @@
+"""The publisher's side of a table: rows, change log, snapshots, subscribers. Plain state, no I/O, no clock, no lock.
+
+Rules:
+
+1. `epoch` names this life of the table; `seq` counts its changes from 0 (no change yet). A change that changes nothing is
+   none: it has no number and is not sent.
+2. A change is sent once, to the table's own address, and only while somebody subscribes. One too large for a frame is
+   replaced by a tip: replicas see the gap and ask for a snapshot.
+3. The log holds the latest changes, encoded, within `LOG_BYTES`. Who asks from a (epoch, seq) that the log reaches back to
+   gets the changes since, in one message; anybody else gets a snapshot.
+4. A snapshot is the table at one seq, sent in chunks of about `CHUNK_BYTES`, at most `WINDOW` ahead of what the replica
+   says it has. It stays what it was while the table changes; the changes travel beside it.
+5. A quiet table announces its tip with growing intervals, `TIP_FIRST` to `TIP_LAST` seconds, while somebody subscribes.
+6. A subscriber is one until it says otherwise, its node is gone, or its lease of `LEASE` seconds was not renewed.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from msgspec import Raw
+
+from dse.core import rows as row_rules
+from dse.core.effects import Send
+from dse.core.messages import (
+    CatchUp,
+    ChangeMessage,
+    Row,
+    SnapshotBegin,
+    SnapshotChunk,
+    SyncRequest,
+    Tip,
+    encode_body,
+    instance_address,
+    table_address,
+)
+from dse.core.rows import DIGEST_MASK, RowsView
+
+__all__ = ["LEASE", "TableLog"]
+
+LOG_BYTES = 1 << 18
+CHUNK_BYTES = 1 << 18
+WINDOW = 4
+TIP_FIRST = 0.5
+TIP_LAST = 30.0
+LEASE = 75.0
+SNAPSHOT_PATIENCE = 30.0
+
+
+@dataclass(slots=True)
+class _Snapshot:
+    """One replica's snapshot under way."""
+
+    request: int
+    rows: list[Row]
+    expires: float
+    sent_rows: int = 0
+    sent_chunks: int = 0
+    chunk_rows: int = 16
+
+
+@dataclass(slots=True)
+class TableLog:
+    """See the rules at the top of this file.
+
+    instance: of the publishing node. largest: the longest encoded change in bytes that fits a frame.
+    """
+
+    service: str
+    table: str
+    columns: tuple[str, ...]
+    instance: str
+    epoch: str
+    largest: int = 1 << 22
+    seq: int = 0
+    digest: int = 0
+    subscribers: dict[str, float] = field(default_factory=dict)  # instance -> when its lease ends
+    _rows: set[Row] = field(default_factory=set)
+    _view: weakref.ref[RowsView] | None = None
+    _log: deque[bytes] = field(default_factory=deque)
+    _log_bytes: int = 0
+    _snapshots: dict[str, _Snapshot] = field(default_factory=dict)
+    _frozen: tuple[int, list[Row]] | None = None
+    _tip_at: float = math.inf
+    _tip_delay: float = TIP_FIRST
+
+    @property
+    def name(self) -> str:
+        """How errors call the table."""
+        return f"{self.service}.{self.table}"
+
+    def view(self) -> RowsView:
+        """Return the rows as they are now; later changes do not show in it."""
+        view = self._view() if self._view is not None else None
+        if view is None:
+            view = RowsView(self._rows)
+            self._view = weakref.ref(view)
+        return view
+
+    def adopt(self, now: float, old: TableLog, subscribers: Iterable[str]) -> list[Send]:
+        """Begin this life with the rows of an earlier one and tell those who subscribed to it; its log is not theirs."""
+        self._rows = set(old._rows)
+        self.digest = old.digest
+        self.subscribers = {instance: now + LEASE for instance in subscribers}
+        self._tip_at = now + TIP_FIRST
+        return [self._send_tip()] if self.subscribers else []
+
+    # Changes
+
+    def replace(self, now: float, rows: Iterable[Any]) -> tuple[ChangeMessage | None, list[Send]]:
+        """Make the table hold exactly these rows."""
+        new = row_rules.read_rows(self.name, self.columns, rows)
+        added = new - self._rows
+        # No row is missing when the sizes say so: the second pass over a large table is saved.
+        removed = self._rows - new if len(new) - len(added) < len(self._rows) else set()
+        return self._change(now, added, removed)
+
+    def apply(
+        self, now: float, added: Iterable[Any], removed: Iterable[Any]
+    ) -> tuple[ChangeMessage | None, list[Send]]:
+        """Remove `removed`, then add `added`; what is not there is not removed, what is there is not added."""
+        give = row_rules.read_rows(self.name, self.columns, added)
+        take = row_rules.read_rows(self.name, self.columns, removed)
+        return self._change(now, give - self._rows, (take & self._rows) - give)
+
+    def _change(self, now: float, added: set[Row], removed: set[Row]) -> tuple[ChangeMessage | None, list[Send]]:
+        if not added and not removed:
+            return None, []
+        # Everything that can refuse comes before anything is altered.
+        plus = row_rules.digest(self.name, self.columns, added)
+        minus = row_rules.digest(self.name, self.columns, removed)
+        change = ChangeMessage(self.epoch, self.seq + 1, frozenset(added), frozenset(removed))
+        body = encode_body(change)
+        if self._view is not None and self._view() is not None:
+            self._rows = set(self._rows)  # somebody looks at the old rows
+        self._view = None
+        self._rows -= removed
+        self._rows |= added
+        self.seq += 1
+        self.digest = (self.digest + plus - minus) & DIGEST_MASK
+        self._remember(body)
+        self._tip_delay = TIP_FIRST
+        self._tip_at = now + TIP_FIRST
+        if not self.subscribers:
+            return change, []
+        if len(body) > self.largest:
+            return change, [self._send_tip()]
+        return change, [Send(table_address(self.instance, self.service, self.table), body)]
+
+    def _remember(self, body: bytes) -> None:
+        self._log.append(body)
+        self._log_bytes += len(body)
+        while self._log_bytes > LOG_BYTES:
+            self._log_bytes -= len(self._log.popleft())
+
+    # Replicas
+
+    def sync(self, now: float, request: SyncRequest) -> list[Send]:
+        """Bring a replica up to date, and count it as a subscriber."""
+        self.subscribers[request.instance] = now + LEASE
+        self._snapshots.pop(request.instance, None)
+        self._tip_delay = TIP_FIRST
+        self._tip_at = min(self._tip_at, now + TIP_FIRST)
+        missing = self.seq - request.seq
+        if request.epoch == self.epoch and 0 <= missing <= len(self._log):
+            return [self._catch_up(request, missing)]
+        if self._frozen is None or self._frozen[0] != self.seq:
+            self._frozen = (self.seq, list(self._rows))
+        snapshot = _Snapshot(request.request, self._frozen[1], now + SNAPSHOT_PATIENCE)
+        begin = SnapshotBegin(request.request, self.epoch, self.columns, self.seq, len(self._rows), self.digest)
+        sends = [Send(instance_address(request.instance), begin)]
+        self._snapshots[request.instance] = snapshot
+        sends += self._next_chunks(request.instance, snapshot, WINDOW)
+        return sends
+
+    def _catch_up(self, request: SyncRequest, missing: int) -> Send:
+        changes = [Raw(self._log[index]) for index in range(len(self._log) - missing, len(self._log))]
+        message = CatchUp(request.request, self.epoch, self.columns, changes, self.seq, self.digest)
+        return Send(instance_address(request.instance), message)
+
+    def credit(self, now: float, instance: str, request: int, received: int) -> list[Send]:
+        """A replica has `received` chunks of its snapshot: send on."""
+        snapshot = self._snapshots.get(instance)
+        if snapshot is None or snapshot.request != request or not 0 <= received <= snapshot.sent_chunks:
+            return []
+        snapshot.expires = now + SNAPSHOT_PATIENCE
+        self.subscribers[instance] = now + LEASE
+        return self._next_chunks(instance, snapshot, received + WINDOW - snapshot.sent_chunks)
+
+    def _next_chunks(self, instance: str, snapshot: _Snapshot, count: int) -> list[Send]:
+        sends = []
+        for _ in range(count):
+            if snapshot.sent_rows >= len(snapshot.rows):
+                break
+            body, rows = self._chunk(snapshot)
+            sends.append(Send(instance_address(instance), body))
+            snapshot.sent_rows += rows
+            snapshot.sent_chunks += 1
+            snapshot.chunk_rows = max(1, min(rows * 8, rows * CHUNK_BYTES // len(body)))
+        if snapshot.sent_rows >= len(snapshot.rows):
+            self._snapshots.pop(instance, None)
+        if not self._snapshots:
+            self._frozen = None
+        return sends
+
+    def _chunk(self, snapshot: _Snapshot) -> tuple[bytes, int]:
+        rows = snapshot.chunk_rows
+        while True:
+            chunk = frozenset(snapshot.rows[snapshot.sent_rows : snapshot.sent_rows + rows])
+            body = encode_body(SnapshotChunk(snapshot.request, snapshot.sent_chunks, chunk))
+            if len(body) <= 2 * CHUNK_BYTES or rows == 1:
+                return body, len(chunk)
+            rows = max(1, rows // 4)
+
+    def renew(self, now: float, instance: str, held: tuple[str, int] | None) -> list[Send]:
+        """A node says that it subscribes and where its replica stands, or (None) that it does not subscribe."""
+        if held is None:
+            self.drop(instance)
+            return []
+        self.subscribers[instance] = now + LEASE
+        self._tip_at = min(self._tip_at, now + TIP_LAST)
+        if held == (self.epoch, self.seq) or instance in self._snapshots:
+            return []
+        tip = Tip(self.epoch, self.seq, self.digest, self.service, self.table)
+        return [Send(instance_address(instance), tip)]
+
+    def drop(self, instance: str) -> None:
+        """A subscriber said goodbye, or its node is gone."""
+        self.subscribers.pop(instance, None)
+        self._snapshots.pop(instance, None)
+        if not self._snapshots:
+            self._frozen = None
+
+    # Time
+
+    @property
+    def wakeup(self) -> float:
+        """When `tick` has something to do next."""
+        if not self.subscribers:
+            return math.inf
+        return min(self._tip_at, min(self.subscribers.values()))
+
+    def tick(self, now: float) -> list[Send]:
+        """Announce the tip when it is time; forget subscribers and snapshots that nobody renews."""
+        for instance in [i for i, ends in self.subscribers.items() if ends <= now]:
+            self.drop(instance)
+        for instance in [i for i, snapshot in self._snapshots.items() if snapshot.expires <= now]:
+            del self._snapshots[instance]
+        if not self.subscribers or now < self._tip_at:
+            return []
+        self._tip_at = now + self._tip_delay
+        self._tip_delay = min(TIP_LAST, self._tip_delay * 2)
+        return [self._send_tip()]
+
+    def _send_tip(self) -> Send:
+        return Send(table_address(self.instance, self.service, self.table), Tip(self.epoch, self.seq, self.digest))

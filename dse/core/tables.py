@@ -1,0 +1,415 @@
+"""Tables at run time: the tables this node publishes, and the copies it holds of other nodes' tables."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from dse.core.effects import Effect, Listen, Send, Unlisten
+from dse.core.messages import (
+    CatchUp,
+    ChangeMessage,
+    NoTable,
+    Renew,
+    SnapshotBegin,
+    SnapshotChunk,
+    SnapshotCredit,
+    SyncRequest,
+    Tip,
+    Unsubscribe,
+    encode,
+    frame_of,
+    instance_address,
+    table_address,
+)
+from dse.core.replica import Delta, ReplicaMachine, ReplicaState
+from dse.core.rows import RowsView
+from dse.core.table import Change, PublishedTable, Replica
+from dse.core.threads import SerialQueue, Timer, Timers
+from dse.core.transport import Address
+from dse.core.wire import Wire
+
+if TYPE_CHECKING:
+    from dse.core.listeners import Listeners
+
+__all__ = ["Publisher", "ReplicaHub"]
+
+RENEW = 20.0  # seconds between two renewals of all subscriptions
+MAX_ORPHANS = 10_000
+
+
+class Publisher:
+    """The tables this node publishes, by (service, table). Lock: ``_lock`` protects its dicts."""
+
+    def __init__(
+        self,
+        wire: Wire,
+        timers: Timers,
+        control: SerialQueue,
+        largest: int,
+        on_subscribers: Callable[[PublishedTable, bool], None],
+    ) -> None:
+        self.instance = wire.instance
+        self.largest = largest
+        self._wire = wire
+        self._timers = timers
+        self._control = control
+        self._on_subscribers = on_subscribers
+        self._lock = threading.Lock()
+        self._tables: dict[tuple[str, str], PublishedTable] = {}
+        self._timers_of: dict[PublishedTable, Timer] = {}
+        self._orphans: dict[tuple[str, str], list[str]] = {}  # who subscribed to a table that was removed
+
+    def add(self, table: PublishedTable) -> None:
+        """Publish a table from now on."""
+        with self._lock:
+            self._tables[table.service_id, table.name] = table
+            self._timers_of[table] = self._timers.timer(lambda: self._control.put(table.tick))
+            orphans = self._orphans.pop((table.service_id, table.name), [])
+        table.attach(self, orphans)
+
+    def remove(self, table: PublishedTable) -> None:
+        """Publish a table no more."""
+        with self._lock:
+            self._tables.pop((table.service_id, table.name), None)
+            timer = self._timers_of.pop(table, None)
+        if timer is not None:
+            self._timers.cancel(timer)
+        subscribers = table.detach()
+        with self._lock:
+            while len(self._orphans) >= MAX_ORPHANS:
+                del self._orphans[next(iter(self._orphans))]
+            self._orphans[table.service_id, table.name] = subscribers
+
+    # What tables ask (`dse.core.table.Outlet`)
+
+    def transmit(self, send: Send, *, remote: bool, local: bool) -> None:
+        if isinstance(send.message, ChangeMessage | bytes | Tip) and send.address.delivery.value == "fanout":
+            if local:
+                frame = frame_of(send.message) if isinstance(send.message, bytes) else encode(send.message)
+                self._wire.loop_back(send.address, frame)
+            if not remote:
+                return
+        self._wire.carry_out([send])
+
+    def watch(self, table: PublishedTable, wakeup: float) -> None:
+        timer = self._timers_of.get(table)
+        if timer is not None and wakeup < timer.queued_at:
+            self._timers.set(timer, wakeup)
+        elif timer is not None:
+            timer.at = wakeup  # later than it is queued for: it finds out when it comes up
+
+    def subscribers_changed(self, table: PublishedTable, first: bool) -> None:
+        self._on_subscribers(table, first)
+
+    # What replicas say
+
+    def sync_requested(self, message: SyncRequest) -> None:
+        """A replica asks to be brought up to date."""
+        table = self._tables.get((message.service, message.table))
+        if table is None:
+            self._wire.carry_out([Send(instance_address(message.instance), NoTable(message.request))])
+        else:
+            table.sync(message)
+
+    def credited(self, message: SnapshotCredit) -> None:
+        """A replica has so many chunks."""
+        table = self._tables.get((message.service, message.table))
+        if table is not None:
+            table.credit(message.instance, message.request, message.received)
+
+    def unsubscribed(self, message: Unsubscribe) -> None:
+        """A node subscribes no more."""
+        table = self._tables.get((message.service, message.table))
+        if table is not None:
+            table.drop(message.instance)
+
+    def renewed(self, message: Renew) -> None:
+        """All that a node subscribes to here."""
+        held = {(service, table): (epoch, seq) for service, table, epoch, seq in message.subscriptions}
+        with self._lock:
+            tables = list(self._tables.items())
+        for key, table in tables:
+            table.renew(message.instance, held.get(key))
+
+    def nodes_gone(self, instances: Sequence[str]) -> None:
+        """Nodes died or left, and their subscriptions with them."""
+        with self._lock:
+            tables = list(self._tables.values())
+        for table in tables:
+            for instance in instances:
+                table.drop(instance)
+
+
+class _SharedReplica:
+    """One copy of a table, shared by all that subscribe to it on this node.
+
+    Lock: ``changed`` protects ``machine`` and ``handles``.
+    """
+
+    def __init__(self, machine: ReplicaMachine, timer: Timer) -> None:
+        self.machine = machine
+        self.timer = timer
+        self.changed = threading.Condition()
+        self.handles: list[Replica] = []
+        self.closed = False
+
+    @property
+    def state(self) -> ReplicaState:
+        return self.machine.state
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return self.machine.columns
+
+    @property
+    def version(self) -> tuple[str, int]:
+        with self.changed:
+            return self.machine.version
+
+    def view(self) -> RowsView:
+        with self.changed:
+            return self.machine.view()
+
+    def contains(self, row: object) -> bool:
+        with self.changed:
+            return row in self.machine._rows
+
+    def count(self) -> int:
+        with self.changed:
+            return len(self.machine._rows)
+
+
+class ReplicaHub:
+    """The copies this node holds of tables. Lock: ``_lock`` protects its dicts."""
+
+    def __init__(
+        self,
+        wire: Wire,
+        listeners: Listeners,
+        timers: Timers,
+        control: SerialQueue,
+        publishers_of: Callable[[str, str], list[str]],
+    ) -> None:
+        self._wire = wire
+        self._listeners = listeners
+        self._timers = timers
+        self._control = control
+        self._publishers_of = publishers_of
+        self._numbers = itertools.count(1)
+        self._lock = threading.Lock()
+        self._shared: dict[tuple[str, str], _SharedReplica] = {}
+        self._by_number: dict[int, _SharedReplica] = {}  # the upper half of its requests' numbers
+        self._by_address: dict[Address, _SharedReplica] = {}
+        self._connected = True
+        self._renew_timer = timers.timer(lambda: control.put(self._renew))
+        timers.set(self._renew_timer, time.monotonic() + RENEW)
+
+    def subscribe(
+        self,
+        service_id: str,
+        table: str,
+        callback: Callable[[Change], Any] | None,
+        schedule: Callable[[Callable[[], None]], None],
+        run: Callable[[Callable[[Change], Any], Change], None],
+    ) -> Replica:
+        """Return a replica; the copy behind it is made if this is the first on the node."""
+        key = (service_id, table)
+        while True:
+            with self._lock:
+                shared = self._shared.get(key)
+                if shared is None:
+                    # Requests are numbered per node, in steps, so that an answer to an earlier life is nobody's.
+                    number = next(self._numbers)
+                    machine = ReplicaMachine(service_id, table, self._wire.instance, number << 32)
+                    if not self._connected:
+                        machine.disconnected()
+                    shared = _SharedReplica(machine, self._timers.timer(lambda: None))
+                    shared.timer.callback = lambda s=shared: self._control.put(lambda: self._tick(s))  # type: ignore[misc]
+                    self._shared[key] = self._by_number[number] = shared
+            replica = Replica(service_id, table, shared, callback, schedule, run)
+            with shared.changed:
+                if shared.closed:
+                    continue  # the last subscriber left at this moment
+                shared.handles.append(replica)
+                machine = shared.machine
+                if len(machine._rows):
+                    replica.deliver(Delta(frozenset(machine._rows), frozenset(), machine.version))
+            self._update(shared)
+            return replica
+
+    def unsubscribe(self, replica: Replica) -> None:
+        """Give up a replica; the copy goes with the last one."""
+        replica.close()
+        with self._lock:
+            shared = self._shared.get((replica.service_id, replica.table))
+        if shared is None:
+            return
+        with shared.changed:
+            if replica not in shared.handles:
+                return
+            shared.handles.remove(replica)
+            if shared.handles:
+                return
+            shared.closed = True
+            effects = shared.machine.close()
+        with self._lock:
+            self._shared.pop((replica.service_id, replica.table), None)
+            self._by_number.pop(shared.machine.request >> 32, None)
+        self._timers.cancel(shared.timer)
+        self._carry_out(shared, effects)
+
+    def subscriptions(self) -> list[tuple[str, str]]:
+        """Return the (service_id, table) pairs that this node holds copies of."""
+        with self._lock:
+            return sorted(self._shared)
+
+    def stop(self) -> None:
+        """Renew no more."""
+        self._timers.cancel(self._renew_timer)
+
+    # What the bus says
+
+    def published(self) -> None:
+        """Who publishes what has changed."""
+        for shared in self._all():
+            self._update(shared)
+
+    def connected(self) -> None:
+        """The connection is back, and everything that was listened to."""
+        with self._lock:
+            self._connected = True
+        for shared in self._all():
+            self._step(shared, lambda m, now: ([], m.connected(now)))
+        self._renew()
+
+    def disconnected(self) -> None:
+        """The connection broke."""
+        with self._lock:
+            self._connected = False
+
+        def step(machine: ReplicaMachine, now: float) -> tuple[list[Delta], list[Effect]]:
+            if machine.publisher != self._wire.instance:
+                machine.disconnected()
+            return [], []
+
+        for shared in self._all():
+            self._step(shared, step)
+
+    def heard(self, address: Address, message: ChangeMessage | Tip) -> None:
+        """A change or a tip, at a table's address."""
+        shared = self._by_address.get(address)
+        if shared is None:
+            return
+        if isinstance(message, Tip):
+            self._step(shared, lambda m, now: ([], m.tip(now, message)))
+        else:
+            self._step(shared, lambda m, now: m.change(now, message))
+
+    def answered(self, message: CatchUp | SnapshotBegin | SnapshotChunk | NoTable) -> None:
+        """An answer to a sync request."""
+        shared = self._by_number.get(message.request >> 32)
+        if shared is not None:
+            self._step(shared, lambda m, now: _answer(m, now, message))
+
+    def tipped(self, message: Tip) -> None:
+        """A tip for this node alone, in answer to a renewal."""
+        shared = self._shared.get((message.service, message.table))
+        if shared is not None:
+            self._step(shared, lambda m, now: ([], m.tip(now, message)))
+
+    # Inside
+
+    def _all(self) -> list[_SharedReplica]:
+        with self._lock:
+            return list(self._shared.values())
+
+    def _update(self, shared: _SharedReplica) -> None:
+        machine = shared.machine
+        live = self._publishers_of(machine.service, machine.table)
+        self._step(shared, lambda m, now: ([], m.publishers(now, live)))
+
+    def _tick(self, shared: _SharedReplica) -> None:
+        self._step(shared, lambda m, now: ([], m.tick(now)))
+
+    def _step(
+        self,
+        shared: _SharedReplica,
+        step: Callable[[ReplicaMachine, float], tuple[list[Delta], list[Effect]]],
+    ) -> None:
+        with shared.changed:
+            if shared.closed:
+                return
+            machine = shared.machine
+            before = machine.state
+            deltas, effects = step(machine, time.monotonic())
+            for delta in deltas:
+                for handle in shared.handles:
+                    handle.deliver(delta)
+            if deltas or machine.state is not before:
+                shared.changed.notify_all()
+            wakeup = machine.wakeup
+        if wakeup < shared.timer.queued_at:
+            self._timers.set(shared.timer, wakeup)
+        else:
+            shared.timer.at = wakeup
+        if effects:
+            self._carry_out(shared, effects)
+
+    def _carry_out(self, shared: _SharedReplica, effects: list[Effect]) -> None:
+        sends = [effect for effect in effects if isinstance(effect, Send)]
+        others: list[Effect] = [effect for effect in effects if not isinstance(effect, Send)]
+        if others:
+            # Listening waits for the broker: not in a thread that receives. Sends keep their place behind it.
+            self._control.put(lambda: self._carry_out_slowly(shared, others, sends))
+        else:
+            self._wire.carry_out(sends)
+
+    def _carry_out_slowly(self, shared: _SharedReplica, effects: list[Effect], sends: list[Send]) -> None:
+        for effect in effects:
+            if isinstance(effect, Unlisten):
+                with self._lock:
+                    if self._by_address.get(effect.address) is shared:
+                        del self._by_address[effect.address]
+                self._listeners.remove(effect.address)
+            elif isinstance(effect, Listen):
+                self._listen(shared, effect.address)
+        self._wire.carry_out(sends)
+
+    def _listen(self, shared: _SharedReplica, address: Address) -> None:
+        machine = shared.machine
+        publisher = machine.publisher
+        if publisher is None or table_address(publisher, machine.service, machine.table) != address:
+            return  # the machine has moved on
+        with self._lock:
+            self._by_address[address] = shared
+        if publisher == self._wire.instance or self._listeners.add(address):
+            self._step(shared, lambda m, now: ([], m.listening(now, publisher)))
+
+    def _renew(self) -> None:
+        self._timers.set(self._renew_timer, time.monotonic() + RENEW)
+        held: dict[str, list[tuple[str, str, str, int]]] = {}
+        for shared in self._all():
+            with shared.changed:
+                m = shared.machine
+                if m.publisher is not None:
+                    held.setdefault(m.publisher, []).append((m.service, m.table, m.epoch, m.seq))
+        self._wire.carry_out(Send(instance_address(p), Renew(self._wire.instance, subs)) for p, subs in held.items())
+
+
+def _answer(
+    machine: ReplicaMachine, now: float, message: CatchUp | SnapshotBegin | SnapshotChunk | NoTable
+) -> tuple[list[Delta], list[Effect]]:
+    match message:
+        case CatchUp():
+            return machine.catch_up(now, message)
+        case SnapshotBegin():
+            return machine.snapshot_begin(now, message)
+        case SnapshotChunk():
+            return machine.snapshot_chunk(now, message)
+        case NoTable():
+            machine.no_table(now, message.request)
+    return [], []

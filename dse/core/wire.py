@@ -1,0 +1,61 @@
+"""One node's way to the bus: messages become frames and are sent; what is for this node itself stays in the process."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+
+from dse.core.effects import Send
+from dse.core.messages import Message, decode, encode, frame_of, instance_address
+from dse.core.threads import SerialQueue
+from dse.core.transport import Address, Transport
+from dse.errors import TransportError
+
+__all__ = ["Wire"]
+
+_log = logging.getLogger("dse.node")
+
+
+class Wire:
+    """Sends messages for one life of a node, from any thread.
+
+    A message to the node itself skips the transport but not the codec; it is handed to `dispatch` from `loopback`, in
+    order and never from inside `send`.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        instance: str,
+        loopback: SerialQueue,
+        dispatch: Callable[[Address, Message], None],
+    ) -> None:
+        self.transport = transport
+        self.instance = instance
+        self.own_address = instance_address(instance)
+        self._loopback = loopback
+        self._dispatch = dispatch
+
+    def send(self, address: Address, message: Message, *, ttl: float | None = None) -> None:
+        """Send a message; raises what `Transport.send` raises, and what msgspec raises for what cannot be encoded."""
+        self._send_frame(address, encode(message), ttl)
+
+    def carry_out(self, sends: Iterable[Send]) -> None:
+        """Send what a machine asks for. What cannot be sent now is left out: the machines ask again."""
+        for effect in sends:
+            message = effect.message
+            try:
+                frame = frame_of(message) if isinstance(message, bytes) else encode(message)
+                self._send_frame(effect.address, frame, effect.ttl)
+            except TransportError as error:
+                _log.debug("not sent to %s: %s", effect.address.name, error)
+
+    def loop_back(self, address: Address, frame: bytes) -> None:
+        """Hand a frame to this node itself."""
+        self._loopback.put(lambda: self._dispatch(address, decode(frame)))
+
+    def _send_frame(self, address: Address, frame: bytes, ttl: float | None) -> None:
+        if address == self.own_address:
+            self.loop_back(address, frame)
+        else:
+            self.transport.send(address, frame, ttl=ttl)
