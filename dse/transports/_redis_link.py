@@ -1,7 +1,7 @@
 """What a session does with its connections to one Redis server.
 
-`Link` is the main connection: subscriptions and commands share it (RESP3). Writers send without waiting for the answer and
-leave on a queue what the answer is for; the one thread that reads takes the answers off that queue in the same order.
+`Link` is the main connection: subscriptions and commands share it (RESP3). Writers send without waiting for the answer
+and leave on a queue what the answer is for; the one thread that reads takes answers off that queue in the same order.
 
 `Popper` is the second connection, opened when the first ANYCAST address is listened on: a thread in a blocking pop over
 the lists of all such addresses. What it waits on changes by an element in a private list (the *wake-up list*), so that
@@ -207,7 +207,7 @@ class Link:
                 item = backlog.popleft() if backlog else step()
                 if item is not None:
                     item[0](item[1], item[2])
-        except BaseException as error:  # noqa: BLE001 - told to the transport, whatever it is
+        except BaseException as error:
             self.failure = error
             self.wire.kill()
             with self.wire.lock:  # whoever comes later finds the connection dead
@@ -307,7 +307,8 @@ class Link:
 class Popper:
     """The connection and thread that pop frames from the lists of ANYCAST addresses.
 
-    link: the main connection to the same server. wake_key: the private wake-up list.
+    link: the main connection to the same server. wake_key: the private wake-up list. offer: hands a frame on, or says
+    False when nobody takes it any more. lost: told once when the connection is lost.
     """
 
     def __init__(
@@ -318,7 +319,7 @@ class Popper:
         url: object,
         heartbeat: float,
         sharded: bool,
-        deliver: HandOn,
+        offer: Callable[[Address, bytes], bool],
         lost: Callable[[BaseException], None],
     ) -> None:
         self.wire = Wire(url, link.wire.endpoint)
@@ -326,7 +327,7 @@ class Popper:
         self.wake_key = wake_key
         self.link = link
         self._heartbeat = heartbeat
-        self._deliver, self._lost = deliver, lost
+        self._offer, self._lost = offer, lost
         self._scripts = Scripts(sharded=sharded)
         self._state = threading.Condition()
         # Protected by _state:
@@ -367,15 +368,14 @@ class Popper:
             wake = self._must_wake()
         if wake:
             self._wake()
+
+        def is_off() -> bool:
+            if self._closing or key in self._popping:
+                return self._closing
+            return in_handler or (key not in self._retired and self._handling != key)
+
         with self._state:
-            gone = self._state.wait_for(
-                lambda: (
-                    self._closing
-                    or key not in self._popping
-                    and (in_handler or (key not in self._retired and self._handling != key))
-                ),
-                self._heartbeat,
-            )
+            gone = self._state.wait_for(is_off, self._heartbeat)
         if not gone:
             raise TimeoutError(f"a list was still being popped after {self._heartbeat:g} s")
 
@@ -395,6 +395,9 @@ class Popper:
             self._state.notify_all()
         self.wire.kill()
 
+    def _is_closing(self) -> bool:
+        return self._closing  # read anew: another thread may have set it since
+
     def _must_wake(self) -> bool:
         if self._woken or not self._popping:
             return False
@@ -408,7 +411,7 @@ class Popper:
         try:
             while self._pop():
                 pass
-        except BaseException as error:  # noqa: BLE001 - told to the transport, whatever it is
+        except BaseException as error:
             with self._state:
                 closing, self._closing = self._closing, True
                 self._popping = ()
@@ -420,7 +423,7 @@ class Popper:
     def _pop(self) -> bool:
         """Do one blocking pop and hand on what it brings; False when closing."""
         with self._state:
-            if self._closing:
+            if self._is_closing():
                 return False
             retired = dict(self._retired)
             if not retired:
@@ -439,25 +442,26 @@ class Popper:
             if key == self.wake_key:
                 return True
             # Retired meanwhile, the address is still the base's until `remove` returns.
-            address = self._keys.get(key) or self._retired.get(key)
-            if self._closing:
-                address = None
+            address = None if self._is_closing() else self._keys.get(key) or self._retired.get(key)
             self._handling = key
+        refused = False
         try:
-            if address is None:
+            refused = address is not None and not self._offer(address, data)
+            if refused or address is None:
                 self._ask("EVAL", self._scripts.put_back, 1, key, key, data)
-            else:
-                self._deliver(address, data)
         finally:
             with self._state:
                 self._handling = None
+                if refused and key in self._keys:
+                    # The transport is about to close: popping on would bring the same frame again.
+                    self._closing = True
                 self._state.notify_all()
         return True
 
     def _take_rest(self, retired: dict[bytes, Address]) -> None:
         for key, address in retired.items():
             for data in self._ask("EVAL", self._scripts.take_rest, 1, key, key):
-                self._deliver(address, data)
+                self._offer(address, data)
         with self._state:
             for key in retired:
                 self._retired.pop(key, None)

@@ -331,6 +331,31 @@ class TestHandlers:
         assert server.command("DBSIZE") == 0
 
 
+class TestClosingListener:
+    def test_leaves_the_rest_to_the_others(self, bus: Bus, server: RedisServer) -> None:
+        """What a closing or leaving listener has popped and can no longer hand on goes back."""
+        sender, sent = bus.open(server.direct_url)
+        sides = [bus.open(server.direct_url) for _ in range(3)]
+        for transport, _ in sides:
+            transport.listen(anycast())
+        for number in range(2000):
+            sender.send(anycast(), b"%d" % number)
+            if number == 1000:
+                sides[0][0].close()
+            elif number % 100 == 0:
+                sides[1][0].unlisten(anycast())
+                sides[1][0].listen(anycast())
+
+        def all_numbers() -> list[int]:
+            return sorted(int(frame) for _, events in sides for _, frame in events.got)
+
+        deadline = time.monotonic() + 10
+        while len(all_numbers()) < 2000 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert all_numbers() == list(range(2000))
+        assert sent.undelivered == []
+
+
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A certification authority, and a certificate for localhost."""
@@ -340,8 +365,24 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for command in (
         [*new, "-x509", "-days", "2", "-subj", "/CN=test-ca", "-keyout", "ca.key", "-out", "ca.pem"],
         [*new, "-subj", "/CN=localhost", "-keyout", "key.pem", "-out", "request.pem"],
-        ["openssl", "x509", "-req", "-in", "request.pem", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial"]
-        + ["-days", "2", "-extfile", "ext", "-out", "cert.pem"],
+        [
+            "openssl",
+            "x509",
+            "-req",
+            "-in",
+            "request.pem",
+            "-CA",
+            "ca.pem",
+            "-CAkey",
+            "ca.key",
+            "-CAcreateserial",
+            "-days",
+            "2",
+            "-extfile",
+            "ext",
+            "-out",
+            "cert.pem",
+        ],
     ):
         subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=60)
     return folder
