@@ -244,7 +244,8 @@ class _RabbitSession(Session):
         if len(names) > 1:
             channel = self._channel(connection)
             try:
-                return self._share_on(channel, names)
+                self._share_on(channel, names)
+                return
             except amqp.NotFound:
                 if channel in self._consumers.values():
                     raise

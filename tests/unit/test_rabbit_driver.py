@@ -115,7 +115,9 @@ def refusal(bus: Bus, url: str) -> str:
     with pytest.raises(TransportUnavailable) as caught:
         transport.open()
     assert time.monotonic() - begun < transport.connect_timeout + 0.5
-    assert SECRET not in str(caught.value) and SECRET not in repr(caught.value) and SECRET not in repr(transport.url)
+    assert SECRET not in str(caught.value)
+    assert SECRET not in repr(caught.value)
+    assert SECRET not in repr(transport.url)
     assert caught.value.url == str(transport.url)
     return str(caught.value)
 
@@ -235,7 +237,8 @@ class TestRefusal:
     def test_is_told_for_every_host(self, bus: Bus, server: RabbitServer) -> None:
         with Listener(b"HTTP/1.1 400 Bad Request\r\n\r\n") as other:
             said = refusal(bus, f"rabbit://guest:wrong@127.0.0.1:{server.port},127.0.0.1:{other.port}")
-        assert "refuses the user name or password" in said and "does not speak AMQP" in said
+        assert "refuses the user name or password" in said
+        assert "does not speak AMQP" in said
 
     def test_ends_at_once_when_the_transport_is_closed(self, bus: Bus) -> None:
         with Listener() as mute:
@@ -256,7 +259,8 @@ class TestRefusal:
                 opener.join(0.01)
             transport.close()
             opener.join(5)
-        assert not opener.is_alive() and failures
+        assert not opener.is_alive()
+        assert failures
 
 
 class TestSeveralHosts:
@@ -492,7 +496,8 @@ class TestFrames:
         for at in range(0, len(wire), step):
             parser.feed(wire[at : at + step])
         assert list(parser.messages) == [(True, b"key", body)] * 2
-        assert not parser.methods and parser.received == 2
+        assert not parser.methods
+        assert parser.received == 2
 
     def test_other_methods_are_left_to_py_amqp(self) -> None:
         parser = FrameParser(131072)
