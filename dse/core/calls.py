@@ -2,8 +2,8 @@
 
 Rules:
 
-1. A call ends exactly once: with the answer, with a failure that the callee sent, because its frame found nobody, because
-   the callee's node is gone, or at its deadline.
+1. A call ends exactly once: with the answer, with a failure that the callee sent, because its frame found nobody,
+   because the callee's node is gone, or at its deadline.
 2. `instance` is the node that has the request, as soon as that is known: from the start for a call to one node, from
    `Accepted` for a call that the bus gave to any replica.
 3. A call that waits long asks its node whether it still has the request (a probe, first after `PROBE_FIRST` seconds or

@@ -1,8 +1,8 @@
 """What every driver with a broker behind it shares, written once.
 
-A driver supplies a `Session`: one life of a connection. `BrokerTransport` owns the sessions: it opens the first, watches
-it, replaces it after a loss with jittered exponential backoff, restores every listener before it says CONNECTED again,
-stamps and checks ages, guards against fork, and tells its user what happened in the order in which it happened.
+A driver supplies a `Session`: one life of a connection. `BrokerTransport` owns the sessions: it opens the first,
+watches it, replaces it after a loss with jittered exponential backoff, restores every listener before it says CONNECTED
+again, stamps and checks ages, guards against fork, and tells its user what happened in the order in which it happened.
 
 Threads: one *supervisor* a transport, which alone connects, disconnects and fires `state_changed`; and those a session
 starts with `BrokerTransport.spawn` for receiving. `close` ends and joins all of them.
@@ -125,8 +125,8 @@ class _Listener:
 class BrokerTransport(Transport):
     """Base of drivers with a broker: implement `session`, declare `capabilities`, and `options` if there are more.
 
-    Every driver takes the URL options ``connect_timeout`` (seconds, 5) and ``heartbeat`` (seconds, 10): a broker that is
-    silent for that long counts as lost.
+    Every driver takes the URL options ``connect_timeout`` (seconds, 5) and ``heartbeat`` (seconds, 10): a broker that
+    is silent for that long counts as lost.
     """
 
     options: ClassVar[Mapping[str, Callable[[str], Any]]] = {}
@@ -222,16 +222,19 @@ class BrokerTransport(Transport):
             self._threads.add(supervisor)
             _open_transports.add(self)
             supervisor.start()  # still locked: `close` must not find one that it cannot join yet
-        with self._changed:
-            # The supervisor keeps the connect timeout; the margin only guards against a driver that does not.
-            self._changed.wait_for(lambda: self._open_result is not None, self.connect_timeout * 2 + 5)
-            result = self._open_result
+        result = self._wait_opened()
         if result is True:
             return
         self.close()
-        if isinstance(result, TransportUnavailable) or (result is not None and isinstance(result, TransportError)):
+        if isinstance(result, TransportError):
             raise result
         raise self._unavailable("cannot be reached", result if isinstance(result, BaseException) else None)
+
+    def _wait_opened(self) -> BaseException | bool | None:
+        with self._changed:
+            # The supervisor keeps the connect timeout; the margin only guards against a driver that does not.
+            self._changed.wait_for(lambda: self._open_result is not None, self.connect_timeout * 2 + 5)
+            return self._open_result
 
     def close(self) -> None:
         if self._forked:
@@ -273,7 +276,7 @@ class BrokerTransport(Transport):
                 session.listen([address])
             except BaseException as error:
                 self._forget(address, listener)
-                if isinstance(error, self.connection_errors) or isinstance(error, TransportUnavailable):
+                if isinstance(error, (self.connection_errors, TransportUnavailable)):
                     self.lost(session, error)
                     raise self._unavailable("cannot listen", error) from error
                 raise

@@ -12,9 +12,10 @@ Rules:
    tick came late), ages nobody: it cannot tell. Every peer then gets its silence counted anew.
 4. The interval grows with the number of nodes, so that a node receives about `HEARTBEATS_PER_SECOND` at most.
 5. A catalogue has a version; who hears of a version it has not, asks for it, at most once an interval.
-6. Two live nodes with one node_id: a joining node yields to a joined one. Between two that joined, or two that join, the
-   one whose instance sorts first decides by age, alone, so that never both stop: the younger one is told, and stops. Ages
-   less than `SAME_AGE` apart cannot be told apart through the bus; then the instance that sorts first stays.
+6. Two live nodes with one node_id: a joining node yields to a joined one. Between two that joined, or two that join,
+   the one whose instance sorts first decides by age, alone, so that never both stop: the younger one is told, and
+   stops. Ages less than `SAME_AGE` apart cannot be told apart through the bus; then the instance that sorts first
+   stays.
 7. A new instance of a node_id that has JOINED proves that the old one is gone (rule 6 would have stopped it).
 """
 

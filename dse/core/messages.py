@@ -2,8 +2,8 @@
 
 A frame is one byte major version, one byte minor version, then one msgpack array whose first element says which message
 it is. Fields are only ever added at the end and with a default: a reader ignores what follows the fields it knows and
-fills in what an older writer left out, so that neighbouring releases share a bus. A frame of a foreign major version, or
-one that does not fit its declaration, is refused with `BadFrame`; the node counts, logs and drops it.
+fills in what an older writer left out, so that neighbouring releases share a bus. A frame of a foreign major version,
+or one that does not fit its declaration, is refused with `BadFrame`; the node counts, logs and drops it.
 
 An *instance* is the unique name of one life of a node, and the name of the DIRECT address it listens on.
 """
@@ -61,7 +61,8 @@ MINOR = 0
 _VERSION = bytes((MAJOR, MINOR))
 
 Scalar = None | bool | int | float | str | bytes
-# msgspec cannot tell str from bytes in a union: rows are decoded as tuples of anything, and `dse.core.rows` checks them.
+# msgspec cannot tell str from bytes in a union: rows are decoded as tuples of anything, and `dse.core.rows` checks
+# them.
 Row = tuple[Any, ...]
 Name = Annotated[str, Meta(max_length=1000)]
 
@@ -259,7 +260,7 @@ class Unsubscribe(Struct, array_like=True, tag=28, frozen=True):
 
 
 class Renew(Struct, array_like=True, tag=29, frozen=True):
-    """All that `instance` subscribes to on this node, as (service, table, epoch, seq); whatever is missing has ended."""
+    """All that `instance` subscribes to here, as (service, table, epoch, seq); whatever is missing has ended."""
 
     instance: Name
     subscriptions: list[tuple[Name, Name, Name, int]]

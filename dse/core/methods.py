@@ -38,7 +38,7 @@ def rpc(function: F | None = None, *, idempotent: bool = False) -> F | Callable[
 
 
 def every(seconds: float) -> Callable[[F], F]:
-    """Run a method every so many seconds while its service runs, at once for the first time; it never overlaps itself."""
+    """Run a method every so many seconds while its service runs, first at once; it never overlaps itself."""
     if not seconds > 0 or seconds == float("inf"):
         raise ConfigError(f"every() takes a positive number of seconds, not {seconds!r}")
 

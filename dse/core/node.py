@@ -16,8 +16,8 @@ from typing import Any
 
 from dse.core.controlbus import ControlBus
 from dse.core.info import BusStatus, identifier
-from dse.core.methods import Method, encode_args, endpoint_methods
 from dse.core.messages import CONTROL, broadcast_address, instance_address, service_address
+from dse.core.methods import Method, encode_args, endpoint_methods
 from dse.core.plugins import load_transport
 from dse.core.rpc import Outcome
 from dse.core.runtime import Runtime
@@ -42,8 +42,8 @@ class Node:
     broker. services: registered at start. heartbeat_interval: seconds. workers: threads that run RPC methods.
     max_pending: requests that may wait for them. node_endpoints: objects whose public methods `call_node` reaches.
 
-    Raises `InvalidUrl`, `UnknownTransport`, `MissingExtra` or `ConfigError` for what cannot work; touches no broker before
-    `start`. May be stopped and started again; every start is a new *instance*.
+    Raises `InvalidUrl`, `UnknownTransport`, `MissingExtra` or `ConfigError` for what cannot work; touches no broker
+    before `start`. May be stopped and started again; every start is a new *instance*.
 
     Lock: ``_lock`` protects ``_services``, ``_hosts`` and ``_runtime``.
     """
@@ -307,7 +307,7 @@ class Node:
         return Proxy(self, identifier("service_id", service_id), timeout)
 
     def wait_for(self, service_id: str, timeout: float = 10.0) -> None:
-        """Wait until a live replica of the service is known; raise `TimeoutError` when none comes in `timeout` seconds."""
+        """Wait until a live replica of the service is known; raise `TimeoutError` after `timeout` seconds."""
         self.runtime.control_bus.wait_for(identifier("service_id", service_id), timeout)
         self._raise_clash()
 
@@ -346,8 +346,8 @@ class Node:
     def clashed(self, other: str) -> None:
         """An older node has this node's id: stop, from a thread of its own."""
         self._clash = NodeIdClash(
-            f"node {self.node_id!r}: an older live node on bus {self.bus!r} has the same node_id (its instance is {other}); "
-            f"this one has stopped"
+            f"node {self.node_id!r}: an older live node on bus {self.bus!r} has the same node_id "
+            f"(its instance is {other}); this one has stopped"
         )
         _log.error("%s", self._clash)
         runtime = self._runtime

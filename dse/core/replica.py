@@ -9,8 +9,8 @@ Rules:
 4. Changes are applied in the order of their seq. A gap, an unknown epoch, a tip ahead of it or a digest that differs
    starts rule 3 again; a wrong digest asks for everything.
 5. What changed is reported as differences in the order of the states: their sum is always the rows.
-6. SYNCING: no complete copy of the present publisher's table; LIVE: follows it; STALE: has rows, but no publisher, or no
-   connection to hear one.
+6. SYNCING: no complete copy of the present publisher's table; LIVE: follows it; STALE: has rows, but no publisher, or
+   no connection to hear one.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class _Loading:
 
 @dataclass(slots=True)
 class ReplicaMachine:
-    """See the rules at the top of this file. `instance` is the subscriber's node; requests are numbered from `request`."""
+    """See the rules at the top of this file. `instance` is the subscriber's node; `request` numbers what it asks."""
 
     service: str
     table: str

@@ -1,12 +1,12 @@
 """Rows: what a table may hold, how rows are checked, and the digest of a set of rows.
 
-A row is a tuple of scalars: ``None | bool | int | float | str | bytes``. Integers are of 64 bits, text is valid Unicode,
-NaN (which equals nothing, not even itself) is refused. Rows are the same row when Python says that they are equal, so
-``(1,)``, ``(1.0,)`` and ``(True,)`` are one.
+A row is a tuple of scalars: ``None | bool | int | float | str | bytes``. Integers are of 64 bits, text is valid
+Unicode, NaN (which equals nothing, not even itself) is refused. Rows are the same row when Python says that they are
+equal, so ``(1,)``, ``(1.0,)`` and ``(True,)`` are one.
 
 The digest of a set is the sum modulo 2**64 of its rows' digests, so it does not depend on order and follows a change at
-the cost of the change. A row's digest is the CRC-32 of its encoding, in which equal rows are written alike. It finds what
-was lost or applied twice; it is no defence against a liar.
+the cost of the change. A row's digest is the CRC-32 of its encoding, in which equal rows are written alike. It finds
+what was lost or applied twice; it is no defence against a liar.
 """
 
 from __future__ import annotations

@@ -674,7 +674,7 @@ class RpcServer:
 
 
 def _raised_by_method(error: BaseException) -> bool:
-    """Whether an InvalidArguments came out of the method itself (a call it made) rather than out of its own arguments."""
+    """Whether an InvalidArguments came out of the method (a call it made) rather than out of its own arguments."""
     tb = error.__traceback__
     while tb is not None and tb.tb_next is not None:
         tb = tb.tb_next

@@ -1,8 +1,8 @@
 """One life of a node: its transport, threads and parts, put together, and the dispatch of what arrives.
 
-Threads of a node: the transport's; ``timers``, which only hands work on; ``pool`` (callbacks, hooks, periodic work and the
-serial queues ``control`` and ``loopback``, each on at most one thread at a time); ``workers`` (RPC methods); the event
-loop. All are ended and joined by `Runtime.close`.
+Threads of a node: the transport's; ``timers``, which only hands work on; ``pool`` (callbacks, hooks, periodic work and
+the serial queues ``control`` and ``loopback``, each on at most one thread at a time); ``workers`` (RPC methods); the
+event loop. All are ended and joined by `Runtime.close`.
 """
 
 from __future__ import annotations

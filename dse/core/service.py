@@ -29,8 +29,8 @@ _log = logging.getLogger("dse.service")
 class DataService:
     """Publishes tables, subscribes to tables, offers RPC methods.
 
-    Declare tables with `Table`, methods with `rpc`, periodic work with `every` and subscriptions with `on_change` in the
-    body of a subclass. Callbacks (changes and hooks) run one at a time, in order; RPC methods run concurrently.
+    Declare tables with `Table`, methods with `rpc`, periodic work with `every` and subscriptions with `on_change` in
+    the body of a subclass. Callbacks (changes and hooks) run one at a time, in order; RPC methods run concurrently.
 
     service_id: an identifier; several nodes may host the same id.
     """
@@ -141,7 +141,7 @@ class DataService:
         return self._running().subscribe(service_id, table, callback)
 
     def unsubscribe(self, replica: Replica) -> None:
-        """Follow a table no more; once this returns, its callback is not called again (a running call may end later)."""
+        """Follow a table no more; its callback is not called again (one that runs may end later)."""
         self._running().unsubscribe(replica)
 
     def _running(self) -> _Host:

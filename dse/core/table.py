@@ -1,4 +1,4 @@
-"""Tables as a service sees them: declared with `Table`, published through `PublishedTable`, followed through `Replica`."""
+"""Tables as a service sees them: declared as `Table`, published as `PublishedTable`, followed as `Replica`."""
 
 from __future__ import annotations
 
@@ -98,8 +98,8 @@ class Outlet(Protocol):
 class PublishedTable:
     """A table that its service publishes. Every change is atomic; may be used from any thread.
 
-    Lock: ``_lock`` protects ``_log``, ``_outlet``, ``_outbox`` and ``_sending``. Sends leave through the outbox: whoever
-    finds nobody sending sends for all, in order, with the lock released.
+    Lock: ``_lock`` protects ``_log``, ``_outlet``, ``_outbox`` and ``_sending``. Sends leave through the outbox:
+    whoever finds nobody sending sends for all, in order, with the lock released.
     """
 
     def __init__(self, service_id: str, name: str, columns: tuple[str, ...]) -> None:
@@ -346,7 +346,8 @@ class Replica:
         deadline = time.monotonic() + timeout
         condition = self._shared.changed
         while True:
-            # The predicate runs without a lock: what it reads twice may differ, and it is asked again after every change.
+            # The predicate runs without a lock: what it reads twice may differ, and it is asked again after every
+            # change.
             with condition:
                 generation = self._generation()
             if (self.state is until) if isinstance(until, ReplicaState) else until(self):

@@ -2,12 +2,12 @@
 
 Rules:
 
-1. `epoch` names this life of the table; `seq` counts its changes from 0 (no change yet). A change that changes nothing is
-   none: it has no number and is not sent.
+1. `epoch` names this life of the table; `seq` counts its changes from 0 (no change yet). A change that changes nothing
+   is none: it has no number and is not sent.
 2. A change is sent once, to the table's own address, and only while somebody subscribes. One too large for a frame is
    replaced by a tip: replicas see the gap and ask for a snapshot.
-3. The log holds the latest changes, encoded, within `LOG_BYTES`. Who asks from a (epoch, seq) that the log reaches back to
-   gets the changes since, in one message; anybody else gets a snapshot.
+3. The log holds the latest changes, encoded, within `LOG_BYTES`. Who asks from a (epoch, seq) that the log reaches back
+   to gets the changes since, in one message; anybody else gets a snapshot.
 4. A snapshot is the table at one seq, sent in chunks of about `CHUNK_BYTES`, at most `WINDOW` ahead of what the replica
    says it has. It stays what it was while the table changes; the changes travel beside it.
 5. A quiet table announces its tip with growing intervals, `TIP_FIRST` to `TIP_LAST` seconds, while somebody subscribes.
@@ -103,10 +103,10 @@ class TableLog:
         return view
 
     def adopt(self, now: float, old: TableLog, subscribers: Iterable[str]) -> list[Send]:
-        """Begin this life with the rows of an earlier one and tell those who subscribed to it; its log is not theirs."""
+        """Begin this life with the rows of an earlier one, and tell those who subscribed to it."""
         self._rows = set(old._rows)
         self.digest = old.digest
-        self.subscribers = {instance: now + LEASE for instance in subscribers}
+        self.subscribers = dict.fromkeys(subscribers, now + LEASE)
         self._tip_at = now + TIP_FIRST
         return [self._send_tip()] if self.subscribers else []
 

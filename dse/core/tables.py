@@ -228,8 +228,8 @@ class ReplicaHub:
                     if not self._connected:
                         machine.disconnected()
                     shared = _SharedReplica(machine, self._timers.timer(lambda: None))
-                    shared.timer.callback = lambda s=shared: self._control.put(lambda: self._tick(s))  # type: ignore[misc]
-                    self._shared[key] = self._by_number[number] = shared
+                    shared.timer.callback = lambda s=shared: self._control.put(lambda: self._tick(s))  # type:
+                    ignore[misc] self._shared[key] = self._by_number[number] = shared
             replica = Replica(service_id, table, shared, callback, schedule, run)
             with shared.changed:
                 if shared.closed:

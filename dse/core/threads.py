@@ -1,4 +1,4 @@
-"""The runtime's threads: a pool, serial queues upon it, one timer thread, one event loop. Each has an owner that ends it."""
+"""The runtime's threads: a pool, serial queues upon it, a timer thread, an event loop; each is ended by its owner."""
 
 from __future__ import annotations
 
