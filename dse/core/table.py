@@ -405,4 +405,4 @@ class Replica:
 
 def is_async(callback: Callable[..., Any]) -> bool:
     """Whether a callback is a coroutine function."""
-    return inspect.iscoroutinefunction(callback) or inspect.iscoroutinefunction(getattr(callback, "__call__", None))
+    return inspect.iscoroutinefunction(callback)

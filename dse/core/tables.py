@@ -228,8 +228,8 @@ class ReplicaHub:
                     if not self._connected:
                         machine.disconnected()
                     shared = _SharedReplica(machine, self._timers.timer(lambda: None))
-                    shared.timer.callback = lambda s=shared: self._control.put(lambda: self._tick(s))  # type:
-                    ignore[misc] self._shared[key] = self._by_number[number] = shared
+                    shared.timer.callback = self._ticker(shared)
+                    self._shared[key] = self._by_number[number] = shared
             replica = Replica(service_id, table, shared, callback, schedule, run)
             with shared.changed:
                 if shared.closed:
@@ -331,6 +331,9 @@ class ReplicaHub:
         machine = shared.machine
         live = self._publishers_of(machine.service, machine.table)
         self._step(shared, lambda m, now: ([], m.publishers(now, live)))
+
+    def _ticker(self, shared: _SharedReplica) -> Callable[[], None]:
+        return lambda: self._control.put(lambda: self._tick(shared))
 
     def _tick(self, shared: _SharedReplica) -> None:
         self._step(shared, lambda m, now: ([], m.tick(now)))
