@@ -9,7 +9,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, ClassVar, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
 
 import pytest
 
@@ -30,6 +30,7 @@ __all__ = [
     "Connect",
     "Contract",
     "StartPeer",
+    "bounded",
     "bus",
     "connect",
     "each_delivery",
@@ -37,7 +38,6 @@ __all__ = [
     "needs",
     "start_peer",
     "transport_class",
-    "within",
 ]
 
 DIRECT, ANYCAST, FANOUT = Delivery.DIRECT, Delivery.ANYCAST, Delivery.FANOUT
@@ -58,7 +58,7 @@ _BROKER_NEEDS = {
 
 
 def needs(*what: str) -> Callable[[_Test], _Test]:
-    """Say what a test needs of the driver (a name in `Capabilities`) or of the broker; without it the test is skipped."""
+    """Say what a test needs of the driver (a name in `Capabilities`) or of the broker: without, it is skipped."""
     for name in what:
         if name not in _DRIVER_NEEDS | _BROKER_NEEDS:
             raise ValueError(f"nothing is called {name!r}")
@@ -169,19 +169,19 @@ def failing(broker: Broker) -> Iterator[Broker]:
     broker.start()
 
 
-class within:
-    """A block that must end within some seconds; `elapsed` is what it took."""
+def bounded(seconds: float, what: str, job: Callable[[], object]) -> None:
+    """Do a job that must end, or raise, within some seconds; a job that hangs fails the test and is left behind."""
+    failures: list[BaseException] = []
 
-    def __init__(self, seconds: float, what: str) -> None:
-        self.seconds = seconds
-        self.what = what
-        self.elapsed = 0.0
+    def run() -> None:
+        try:
+            job()
+        except BaseException as error:
+            failures.append(error)
 
-    def __enter__(self) -> Self:
-        self._began = time.monotonic()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.elapsed = time.monotonic() - self._began
-        if kind is None:
-            assert self.elapsed <= self.seconds, f"{self.what} took {self.elapsed:.2f} s, more than {self.seconds:g} s"
+    thread = threading.Thread(target=run, name=f"contract: {what}", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    assert not thread.is_alive(), f"{what} takes more than {seconds:g} s"
+    if failures:
+        raise failures[0]

@@ -18,7 +18,7 @@ DEADLINE = float(os.environ.get("DSE_CONTRACT_DEADLINE", "20"))
 """Seconds until a test gives up on something that must happen; generous, for a machine under load."""
 
 PROMPT = 4.0
-"""Seconds that count as prompt: below the default connect timeout and heartbeat, above the hiccups of a busy machine."""
+"""Seconds that count as prompt: below the default connect timeout and heartbeat, above a busy machine's hiccups."""
 
 Hook = Callable[[Address, bytes], None]
 

@@ -17,9 +17,9 @@ from dse.testing.contract.fixtures import (
     Connect,
     Contract,
     StartPeer,
+    bounded,
     each_delivery,
     needs,
-    within,
 )
 from dse.testing.contract.recorder import PROMPT, Client, address, eventually
 from dse.testing.contract.spi_delivery import run_together
@@ -45,6 +45,16 @@ class TestClean(Contract):
     """After `close` nothing of this transport is left on the broker; after a crash nothing is left within 60 s."""
 
     guarantee = 11
+
+    def test_close_is_prompt_and_idempotent(self, connect: Connect) -> None:
+        client = connect()
+        client.listen(*(address(delivery) for delivery in DELIVERIES))
+        bounded(PROMPT, "close", client.close)
+        client.close()
+        assert [state.name for state in client.states] == ["CONNECTED", "CLOSED"]
+        never_opened = connect(opened=False)
+        never_opened.close()
+        assert not never_opened.states
 
     @needs("can_look")
     def test_after_close_the_broker_holds_nothing(self, connect: Connect, broker: Broker, bus: str) -> None:
@@ -108,8 +118,7 @@ class TestClean(Contract):
         for number in range(2000):
             sender.send(where, b"%d" % number)
         assert busy.wait(PROMPT)
-        with within(PROMPT, "close with frames waiting"):
-            listener.close()
+        bounded(PROMPT, "close with frames waiting", listener.close)
         count = listener.events
         sender.close()
         wait_clean(broker, bus)
@@ -144,17 +153,6 @@ class TestClean(Contract):
         sender.listen(unheard)
         sender.mark(unheard, sender)
         assert [listener.events for listener, _ in counts] == [events for _, events in counts]
-
-    def test_close_is_prompt_and_idempotent(self, connect: Connect) -> None:
-        client = connect()
-        client.listen(*(address(delivery) for delivery in DELIVERIES))
-        with within(PROMPT, "close"):
-            client.close()
-        client.close()
-        assert [state.name for state in client.states] == ["CONNECTED", "CLOSED"]
-        never_opened = connect(opened=False)
-        never_opened.close()
-        assert not never_opened.states
 
     def test_many_threads_may_close_at_once(self, connect: Connect) -> None:
         client = connect()
@@ -191,7 +189,7 @@ class TestClean(Contract):
         run_together([use, use, use, close])
 
     @needs("multiprocess", "can_look")
-    @pytest.mark.parametrize("waiting", (0, 300), ids=("idle", "with frames waiting"))
+    @pytest.mark.parametrize("waiting", [0, 300], ids=("idle", "with frames waiting"))
     def test_after_a_crash_nothing_is_left(
         self, connect: Connect, start_peer: StartPeer, broker: Broker, bus: str, waiting: int
     ) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dse.core.transport import Address, Delivery
-from dse.testing.contract.fixtures import DELIVERIES, DIRECT, FANOUT, Connect, Contract, each_delivery, needs, within
+from dse.testing.contract.fixtures import DELIVERIES, DIRECT, FANOUT, Connect, Contract, bounded, each_delivery, needs
 from dse.testing.contract.recorder import DEADLINE, PROMPT, Client, address
 from dse.testing.contract.spi_delivery import run_together
 
@@ -165,8 +165,7 @@ class TestThreads(Contract):
         listener.listen(where)
         sender.send(where, b"close")
         assert closed.wait(DEADLINE), "close in a handler hangs"
-        with within(PROMPT, "close after a close in a handler"):
-            listener.close()
+        bounded(PROMPT, "close after a close in a handler", listener.close)
         assert listener.states[-1].name == "CLOSED"
 
     @each_delivery
@@ -178,7 +177,15 @@ class TestThreads(Contract):
 
         def block(_where: Address, _frame: bytes) -> None:
             busy.set()
-            release.wait(DEADLINE)
+            release.wait(DEADLINE + PROMPT)
+
+        def work() -> None:
+            other.listen(second, third)
+            for client in (sender, slow, other):
+                for number in range(100):
+                    client.send(second, b"%d" % number)
+            other.wait_count(300, second)
+            sender.mark(third, other)
 
         slow.on_frame = block
         first, second, third = address(delivery), address(delivery), address(FANOUT)
@@ -186,13 +193,7 @@ class TestThreads(Contract):
         sender.send(first, b"block")
         assert busy.wait(DEADLINE)
         try:
-            with within(PROMPT, "the work of others"):
-                other.listen(second, third)
-                for client in (sender, slow, other):
-                    for number in range(100):
-                        client.send(second, b"%d" % number)
-                other.wait_count(300, second)
-                sender.mark(third, other)
+            bounded(PROMPT, "the work of others", work)
         finally:
             release.set()
 
@@ -211,9 +212,8 @@ class TestThreads(Contract):
         slow.listen(first)
         sender.send(first, b"linger")
         assert busy.wait(DEADLINE)
-        with within(PROMPT, "listen and unlisten beside a slow handler"):
-            slow.listen(second)
-            slow.unlisten(first)
+        bounded(PROMPT, "listen beside a slow handler", lambda: slow.listen(second))
+        bounded(PROMPT, "unlisten beside a slow handler", lambda: slow.unlisten(first))
         sender.send(first, b"nobody")
         sender.mark(second, slow)
         assert slow.frames(first) == [b"linger"]
