@@ -32,13 +32,14 @@ from dse.core.transport import Address, ConnectionState, Delivery, Transport, Tr
 from dse.core.url import TransportUrl
 from dse.errors import ConfigError, FrameTooLarge, InvalidUrl, TransportError, TransportUnavailable
 
-__all__ = ["BrokerTransport", "Session", "backoff", "seconds", "wire_name"]
+__all__ = ["JOIN_TIMEOUT", "BrokerTransport", "Session", "backoff", "seconds", "wire_name"]
 
 _log = logging.getLogger("dse.transport")
 
 _LONGEST_WIRE_NAME = 200  # AMQP's short strings end at 255 bytes
 _PLAIN = b"\x00"  # a frame without ttl; one with ttl begins with STAMP, whose first byte is 1
-_JOIN_TIMEOUT = 10.0  # a handler that blocks longer than this is left behind, with a warning
+JOIN_TIMEOUT = 10.0
+"""Seconds that closing waits for a thread: an event handler that blocks longer is left behind."""
 
 
 def seconds(text: str) -> float:
@@ -151,6 +152,7 @@ class BrokerTransport(Transport):
         self._session: Session | None = None  # the live one, whose listeners are all restored
         self._opening: Session | None = None  # the one the supervisor is connecting
         self._lost: tuple[Session, BaseException] | None = None
+        self._last_cause: BaseException | None = None  # why the connection broke, until it is back
         self._listeners: dict[Address, _Listener] = {}
         self._closing = False
         self._supervisor: threading.Thread | None = None
@@ -201,6 +203,7 @@ class BrokerTransport(Transport):
             if session is self._session or session is self._opening:
                 if self._lost is None:
                     self._lost = (session, cause)
+                    self._last_cause = cause
                 self._session = None
                 self._changed.notify_all()
 
@@ -214,7 +217,7 @@ class BrokerTransport(Transport):
                     raise TransportUnavailable(f"{self.url}: the transport is being closed", url=str(self.url))
                 return
             self._closing = False
-            self._lost = None
+            self._lost = self._last_cause = None
             self._open_result = None
             self._listeners = {}
             supervisor = threading.Thread(target=self._supervise, name=f"dse-{self.url.driver}", daemon=True)
@@ -251,7 +254,7 @@ class BrokerTransport(Transport):
             opening.close()
         if own_thread:
             return  # called from an event handler: the supervisor finishes after the handler has returned
-        supervisor.join(_JOIN_TIMEOUT)
+        supervisor.join(JOIN_TIMEOUT)
         if supervisor.is_alive():
             _log.warning("%s: an event handler still blocks; closed without waiting for it", self.url)
 
@@ -350,9 +353,9 @@ class BrokerTransport(Transport):
             self._finish(None)
             return
         while self._watch(session):
-            cause = self._cause()
-            session.close()
-            self._fire(ConnectionState.DISCONNECTED.because(cause))
+            # Told before the session is cleared away: a handler that blocks in it must not hold the news back.
+            self._fire(ConnectionState.DISCONNECTED.because(self._cause()))
+            self._end(session)
             again = self._reconnect()
             if again is None:
                 break
@@ -419,7 +422,7 @@ class BrokerTransport(Transport):
                     missing = sorted(wanted - restored, key=lambda a: (a.delivery.value, a.name))
                     surplus = restored - wanted
                     if not missing and not surplus:
-                        self._session, self._opening = session, None
+                        self._session, self._opening, self._last_cause = session, None, None
                         return session
                 if missing:
                     session.listen(missing)
@@ -430,7 +433,7 @@ class BrokerTransport(Transport):
             with self._changed:
                 self._opening = None
                 self._lost = None
-            session.close()
+            self._end(session)
             if isinstance(error, TransportError | InvalidUrl) or not isinstance(error, Exception):
                 raise
             raise self._unavailable("cannot be reached", error) from error
@@ -439,7 +442,7 @@ class BrokerTransport(Transport):
         with self._changed:
             self._session = None
         if session is not None:
-            session.close()
+            self._end(session)
             self._fire(ConnectionState.CLOSED)
         _open_transports.discard(self)
         with self._changed:
@@ -448,6 +451,12 @@ class BrokerTransport(Transport):
                 listener.ready.set()
             self._listeners = {}
             self._supervisor = None
+
+    def _end(self, session: Session) -> None:
+        try:
+            session.close()
+        except Exception:
+            _log.exception("%s: a session could not be closed", self.url)
 
     def _fire(self, state: ConnectionState) -> None:
         try:
@@ -469,8 +478,7 @@ class BrokerTransport(Transport):
             listener.ready.set()
 
     def _cause(self) -> BaseException | None:
-        lost = self._lost
-        return lost[1] if lost else None
+        return self._last_cause
 
     def _unavailable(self, what: str, cause: BaseException | None) -> TransportUnavailable:
         why = f": {cause}" if cause is not None and str(cause) else f": {cause!r}" if cause is not None else ""

@@ -23,7 +23,7 @@ from time import monotonic
 from typing import ClassVar
 from weakref import WeakValueDictionary
 
-from dse.core.connection import BrokerTransport, Session, wire_name
+from dse.core.connection import JOIN_TIMEOUT, BrokerTransport, Session, wire_name
 from dse.core.transport import Address, Capabilities, Delivery, TransportEvents
 from dse.core.url import TransportUrl
 from dse.errors import InvalidUrl
@@ -132,7 +132,7 @@ class _FakeSession(Session):
         self.broker.detach(self)
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
-            thread.join()
+            thread.join(JOIN_TIMEOUT)
 
     def abandon(self) -> None:
         pass  # the child has none of the parent's brokers, and nothing here reaches out of the process
