@@ -9,7 +9,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Protocol, Self, TypeVar
 
 import pytest
 
@@ -38,6 +38,7 @@ __all__ = [
     "needs",
     "start_peer",
     "transport_class",
+    "within",
 ]
 
 DIRECT, ANYCAST, FANOUT = Delivery.DIRECT, Delivery.ANYCAST, Delivery.FANOUT
@@ -185,3 +186,21 @@ def bounded(seconds: float, what: str, job: Callable[[], object]) -> None:
     assert not thread.is_alive(), f"{what} takes more than {seconds:g} s"
     if failures:
         raise failures[0]
+
+
+class within:
+    """A block that is sure to end, and must do so within some seconds; for what may hang there is `bounded`."""
+
+    def __init__(self, seconds: float, what: str) -> None:
+        self.seconds = seconds
+        self.what = what
+        self.elapsed = 0.0
+
+    def __enter__(self) -> Self:
+        self._began = time.monotonic()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.elapsed = time.monotonic() - self._began
+        if kind is None:
+            assert self.elapsed <= self.seconds, f"{self.what} took {self.elapsed:.2f} s, more than {self.seconds:g} s"
