@@ -98,7 +98,7 @@ class RedisTransport(BrokerTransport):
 
     def endpoint(self, host: str, port: int | None) -> Endpoint:
         """Return how one server of this bus is connected to."""
-        url, name = self.url, f"dse:{quote(self.bus, safe='')}:{self.node}"
+        url, name = self.url, f"dse:{quote(self.bus, safe='', errors='surrogatepass')}:{self.node}"
         return Endpoint(host, port or _PORT, url.username, url.password, self.db, name, self.tls)
 
     def sentinel_endpoint(self, host: str, port: int | None) -> Endpoint:
