@@ -10,6 +10,7 @@ An *instance* is the unique name of one life of a node, and the name of the DIRE
 
 from __future__ import annotations
 
+import functools
 from typing import Annotated, Any
 
 import msgspec
@@ -339,6 +340,7 @@ def decode_change(body: msgspec.Raw) -> ChangeMessage:
         raise BadFrame(str(error)) from None
 
 
+@functools.lru_cache(maxsize=4096)
 def instance_address(instance: str) -> Address:
     """Where one node, in this life, is reached."""
     return Address(Delivery.DIRECT, f"node/{instance}")
@@ -354,6 +356,7 @@ def broadcast_address(service_id: str) -> Address:
     return Address(Delivery.FANOUT, f"service/{service_id}")
 
 
+@functools.lru_cache(maxsize=4096)
 def table_address(instance: str, service_id: str, table: str) -> Address:
     """Where the changes of the table that one node publishes are heard."""
     return Address(Delivery.FANOUT, f"table/{instance}/{service_id}/{table}")

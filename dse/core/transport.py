@@ -33,6 +33,10 @@ class Address:
     delivery: Delivery
     name: str
 
+    def __hash__(self) -> int:
+        # Text remembers its hash; that of an enum's member is worked out in Python each time.
+        return hash(self.name)
+
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
