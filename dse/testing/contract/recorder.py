@@ -200,4 +200,7 @@ def wait_total(clients: Sequence[Recorder], address: Address, count: int) -> Non
     def total() -> int:
         return sum(client.count(address) for client in clients)
 
-    eventually(lambda: total() >= count, f"{count} frames at {len(clients)} listeners")
+    try:
+        eventually(lambda: total() >= count, f"{count} frames")
+    except AssertionError as error:
+        raise AssertionError(f"{error}; listeners have {[client.count(address) for client in clients]}") from None
