@@ -63,7 +63,7 @@ def wire_name(bus: str, address: Address) -> str:
         room = _LONGEST_WIRE_NAME - len(prefix) - len(digest) - 1
         if room < 0:
             raise ConfigError(f"the bus name {bus[:40]!r}… is too long")
-        name = f"{name[:room]}~{digest}"
+        name = f"{name[:room]}!{digest}"  # "!" stands in no quoted name
     return prefix + name
 
 
@@ -333,8 +333,8 @@ class BrokerTransport(Transport):
         session = self._session
         if session is None:
             raise self._unavailable("cannot send", self._cause())
-        if ttl is None:
-            data = _PLAIN + frame
+        if ttl is None or ttl == math.inf:
+            ttl, data = None, _PLAIN + frame
         elif ttl > 0:
             data = STAMP.pack(1, CLOCK_ID, time.monotonic(), ttl) + frame
         else:
