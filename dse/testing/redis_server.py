@@ -334,6 +334,8 @@ def _redis_command(
     host: str, port: int, username: str | None, password: str | None, words: tuple[str | int, ...]
 ) -> Any:
     import redis
+    from redis.backoff import NoBackoff
+    from redis.retry import Retry
 
     client = redis.Redis(
         host=host,
@@ -342,7 +344,7 @@ def _redis_command(
         password=password,
         socket_timeout=5.0,
         socket_connect_timeout=5.0,
-        single_connection_client=True,
+        retry=Retry(NoBackoff(), 0),
     )
     try:
         return client.execute_command(*words)  # type: ignore[no-untyped-call]
