@@ -1,0 +1,51 @@
+# Two commands: `make demo` shows it, `make test` proves it. Both need git, make and Python 3.11 or later.
+
+# The Python to make the environment with; when not named, the first one found that is new enough.
+PYTHON ?=
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+ARGS   ?=
+# Two workers, whatever the machine: the tests of one broker share a worker, which has the broker to itself.
+PYTEST  = $(BIN)/python -m pytest -n 2 --dist loadgroup
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-fake lint types format brokers clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# The stamps are newer than what they were made from: with nothing changed there is nothing to install.
+$(VENV)/.demo: setup.cfg pyproject.toml tools/venv
+	@tools/venv "$(PYTHON)" $(VENV) all
+	@touch $@
+
+$(VENV)/.dev: setup.cfg pyproject.toml tools/venv
+	@tools/venv "$(PYTHON)" $(VENV) dev
+	@touch $@ $(VENV)/.demo
+
+demo: $(VENV)/.demo ## run the demo; ARGS="--transport redis://localhost --seconds 10"
+	@$(BIN)/dse demo $(ARGS)
+
+test: $(VENV)/.dev brokers ## the whole suite, every driver; installs Redis and RabbitMQ if they are missing
+	$(PYTEST) $(ARGS)
+
+test-fake: $(VENV)/.dev ## what needs no broker
+	$(PYTEST) -m "not redis and not rabbit" $(ARGS)
+
+lint: $(VENV)/.dev ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev ## mypy --strict
+	$(BIN)/mypy
+
+format: $(VENV)/.dev ## put the code into ruff's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+brokers: ## install the brokers that the tests start (root or sudo)
+	@tools/install-brokers
+
+clean: ## remove what was built; .venv stays
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .tox
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,77 @@
+"""What is installed: names, versions, dependencies, entry points."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from importlib.metadata import distribution, entry_points
+from importlib.resources import files
+
+import pytest
+
+DRIVERS = {
+    "fake": "dse.transports.fake:FakeTransport",
+    "redis": "dse.transports.redis:RedisTransport",
+    "rediss": "dse.transports.redis:RedisTransport",
+    "rabbit": "dse.transports.rabbit:RabbitTransport",
+    "amqp": "dse.transports.rabbit:RabbitTransport",
+    "amqps": "dse.transports.rabbit:RabbitTransport",
+}
+CLIENTS = {"fake": None, "redis": "redis", "rabbit": "kombu"}
+
+
+def python(code: str) -> str:
+    """Run code in a fresh interpreter, where nothing is imported yet."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_base_install_needs_two_packages():
+    required = [r for r in distribution("dse").requires or [] if "extra ==" not in r]
+    assert sorted(re.split(r"[^A-Za-z0-9-]", r)[0] for r in required) == ["msgspec", "stevedore"]
+
+
+def test_the_metadata_is_that_of_this_version():
+    metadata = distribution("dse").metadata
+    assert metadata["Name"] == "dse"
+    assert re.fullmatch(r"\d+\.\d+\.\d+", metadata["Version"])
+    assert metadata["Requires-Python"] == ">=3.11"
+    assert {"redis", "rabbit", "demo", "all", "test"} <= set(metadata.get_all("Provides-Extra"))
+
+
+def test_types_are_shipped():
+    assert (files("dse") / "py.typed").is_file()
+
+
+def test_every_driver_is_an_entry_point():
+    assert {e.name: e.value for e in entry_points(group="dse.transports") if e.dist.name == "dse"} == DRIVERS
+
+
+@pytest.mark.parametrize("name", sorted(DRIVERS))
+def test_every_entry_point_loads(name):
+    (entry,) = (e for e in entry_points(group="dse.transports") if e.name == name and e.dist.name == "dse")
+    client = CLIENTS[DRIVERS[name].partition(":")[0].rpartition(".")[2]]
+    if client:
+        pytest.importorskip(client, reason="the extra is not installed in this environment")
+    assert entry.load().__name__ == DRIVERS[name].partition(":")[2]
+
+
+def test_the_package_imports_no_driver_and_no_client():
+    loaded = python("import dse, sys; print(*sys.modules)").split()
+    assert not {"redis", "kombu", "amqp", "psutil", "rich", "dse.transports.redis"} & set(loaded)
+
+
+def test_loading_one_driver_imports_no_other():
+    code = (
+        "import sys; from importlib.metadata import entry_points\n"
+        "[e] = [e for e in entry_points(group='dse.transports') if e.name == 'fake']\n"
+        "e.load(); print(*sys.modules)"
+    )
+    assert not {"redis", "kombu", "dse.transports.redis", "dse.transports.rabbit"} & set(python(code).split())
+
+
+def test_the_command_is_installed():
+    (entry,) = (e for e in entry_points(group="console_scripts") if e.name == "dse")
+    assert entry.value == "dse.cli.main:main"
