@@ -143,7 +143,7 @@ class Reply(Struct, array_like=True, tag=11, frozen=True):
 class Failure(Struct, array_like=True, tag=12, frozen=True):
     """Why request `id` has no result. `code` names an error of `dse.errors`; the rest is text for `RemoteError`.
 
-    `args` are the exception's own arguments where they could be encoded.
+    `args` are the exception's own arguments, encoded, where they could be.
     """
 
     id: int
@@ -151,7 +151,7 @@ class Failure(Struct, array_like=True, tag=12, frozen=True):
     message: str
     type_name: str = ""
     traceback: str = ""
-    args: msgspec.Raw | None = None
+    args: bytes | None = None
 
 
 class Accepted(Struct, array_like=True, tag=13, frozen=True):
