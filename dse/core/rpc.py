@@ -505,7 +505,7 @@ def _error_of(failure: Failure) -> BaseException:
 class RpcServer:
     """Runs requests: each on a worker thread or, for ``async def``, on the node's event loop.
 
-    Lock: ``_lock`` protects ``_active`` and ``_waiting``.
+    Lock: ``_lock`` protects ``_active``, ``_waiting`` and ``_coroutines``.
     """
 
     def __init__(
@@ -523,14 +523,22 @@ class RpcServer:
         self._loop = loop
         self._max_pending = max_pending
         self._find = find
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
         self._active: set[tuple[str, int]] = set()
         self._waiting = 0  # accepted and not yet begun
+        self._coroutines = 0  # on the event loop, begun or not
         self._stopping = False
 
     def stop(self) -> None:
         """Accept no more requests."""
         self._stopping = True
+
+    def drain(self, deadline: float) -> None:
+        """Wait until the ``async def`` methods that run have answered; the others are the pool's to wait for."""
+        if self._loop.is_current:
+            return
+        with self._lock:
+            self._lock.wait_for(lambda: not self._coroutines, max(0.0, deadline - time.monotonic()))
 
     def requested(self, request: Request) -> None:
         """Take a request from the bus; never blocks."""
@@ -563,9 +571,13 @@ class RpcServer:
         if request.anycast and request.id:
             self._answer(request, Accepted(request.id, self._wire.instance, self._node_id))
         if method.is_async:
+            with self._lock:
+                self._coroutines += 1
             try:
-                self._loop.submit(self._run_async(request, method, deadline))
+                future = self._loop.submit(self._run_async(request, method, deadline))
+                future.add_done_callback(self._coroutine_ended)
             except RuntimeError:
+                self._coroutine_ended()
                 self._begun()
                 self._refuse(request, _STOPPING, f"node {self._node_id!r} is stopping")
         elif not self._pool.submit(lambda: self._run(request, method, deadline)):
@@ -588,6 +600,11 @@ class RpcServer:
     def _begun(self) -> None:
         with self._lock:
             self._waiting -= 1
+
+    def _coroutine_ended(self, _: object = None) -> None:
+        with self._lock:
+            self._coroutines -= 1
+            self._lock.notify_all()
 
     def _run(self, request: Request, method: Method, deadline: float) -> None:
         self._begun()
@@ -633,7 +650,7 @@ class RpcServer:
         args = None
         if name in _registered:
             try:
-                args = msgspec.Raw(_encode(list(error.args)))
+                args = _encode(list(error.args))
             except Exception:
                 _log.debug("%s: the arguments of %s cannot be sent", where, name)
         message, text = _sendable(str(error)[:_MAX_MESSAGE]), _sendable(text[-_MAX_TRACEBACK:])

@@ -65,6 +65,7 @@ __all__ = ["Runtime"]
 _log = logging.getLogger("dse.node")
 
 _POOL = 10_000  # bounded by what it serves: one thread for each serial queue and periodic task at most
+_LINGER = 0.05  # seconds between the last catalogue and the goodbye
 _LARGEST_CHANGE = 4 << 20
 _OVERHEAD = 1024  # bytes of a frame around an encoded change
 _LOG_EVERY = 60.0  # seconds between two log lines about bad frames
@@ -79,6 +80,7 @@ class Runtime:
         self.closed = threading.Event()
         self.connected = False
         self.joined = False
+        self.retired = False  # the catalogue is empty from now on
         self._bad_logged = -_LOG_EVERY
         self.instance = f"{node.node_id}/{uuid.uuid4().hex}"
         name = f"dse-{node.node_id}"
@@ -126,7 +128,10 @@ class Runtime:
         self.server.stop()
         for host in hosts:
             self._unlisten_service(host.service.service_id)
+        if hosts:
+            self._retire()
         self.workers.close(max(0.1, deadline - time.monotonic()))
+        self.server.drain(deadline)
         for host in hosts:
             host.stop(deadline)
         self.hub.stop()
@@ -137,6 +142,15 @@ class Runtime:
         self.transport.close()
         if not self.pool.close(max(0.5, deadline - time.monotonic())):
             _log.warning("node %r stopped while a callback or method of a service still runs", self.node.node_id)
+
+    def _retire(self) -> None:
+        """Tell everybody that this node offers nothing any more, and refuse what was under way to it.
+
+        Who was refused calls somebody else; who is left without an answer could only be told that the node is lost.
+        """
+        self.retired = True
+        self.announce()
+        time.sleep(_LINGER)
 
     def offer(self, service_id: str) -> None:
         """A service runs: it can be called, and everybody is told."""
@@ -177,6 +191,8 @@ class Runtime:
         return [host.service.info for host in list(self.node.hosts.values())]
 
     def _catalogue(self) -> tuple[list[dict[str, Any]], list[str]]:
+        if self.retired:
+            return [], []
         return [info.to_dict() for info in self._own_infos()], sorted(self.node.endpoints)
 
     def _find(self, service_id: str | None) -> tuple[str, Mapping[str, Method]] | None:

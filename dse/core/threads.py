@@ -244,6 +244,11 @@ class AsyncLoop:
         self._thread: threading.Thread | None = None
         self._closed = False
 
+    @property
+    def is_current(self) -> bool:
+        """Whether the calling thread is the loop's."""
+        return self._thread is threading.current_thread()
+
     def submit(self, coroutine: Coroutine[Any, Any, Any]) -> Future[Any]:
         """Run a coroutine on the loop."""
         with self._lock:
