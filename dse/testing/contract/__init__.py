@@ -23,6 +23,8 @@ import pytest
 # Before the modules are imported, so that a plain `assert` in them shows its values.
 pytest.register_assert_rewrite(*(f"{__name__}.{module.name}" for module in pkgutil.iter_modules(__path__)))
 
+from dse.testing.contract.bus_network import network, peer_pool  # noqa: E402
+from dse.testing.contract.bus_rpc import TestCalls, TestLoad, TestLostCallee  # noqa: E402
 from dse.testing.contract.fixtures import bus, connect, failing, start_peer, transport_class  # noqa: E402
 from dse.testing.contract.spi_clean import TestClean  # noqa: E402
 from dse.testing.contract.spi_delivery import TestAtMostOnce, TestDelivery, TestOrder  # noqa: E402
@@ -36,10 +38,13 @@ from dse.testing.contract.spi_undeliverable import TestUndeliverable  # noqa: E4
 
 __all__ = [
     "TestAtMostOnce",
+    "TestCalls",
     "TestClean",
     "TestDelivery",
     "TestForkAndReopen",
     "TestIsolation",
+    "TestLoad",
+    "TestLostCallee",
     "TestOrder",
     "TestOutage",
     "TestReady",
@@ -50,6 +55,8 @@ __all__ = [
     "bus",
     "connect",
     "failing",
+    "network",
+    "peer_pool",
     "start_peer",
     "transport_class",
 ]
