@@ -175,17 +175,20 @@ class BrokerTransport(Transport):
         thread.start()
         return thread
 
-    def deliver(self, address: Address, data: bytes) -> None:
-        """Hand received data on, unless it is older than its ttl or no longer asked for."""
+    def deliver(self, address: Address, data: bytes) -> bool:
+        """Hand received data on, unless it is older than its ttl.
+
+        Returns False when the address is not listened on any more: the driver may give the data to somebody else.
+        """
         if self._closing or address not in self._listeners:
-            return
+            return False
         frame = self._unstamp(data)
-        if frame is None:
-            return
-        try:
-            self.events.received(address, frame)
-        except Exception:
-            _log.exception("%s: the handler of a frame to %s raised", self.url, address)
+        if frame is not None:
+            try:
+                self.events.received(address, frame)
+            except Exception:
+                _log.exception("%s: the handler of a frame to %s raised", self.url, address)
+        return True
 
     def return_undelivered(self, address: Address, data: bytes) -> None:
         """Report that data this transport sent found no listener."""
@@ -212,26 +215,31 @@ class BrokerTransport(Transport):
     def open(self) -> None:
         self._refuse_fork()
         with self._changed:
-            if self._supervisor is not None:
-                if self._closing:
-                    raise TransportUnavailable(f"{self.url}: the transport is being closed", url=str(self.url))
-                return
-            self._closing = False
-            self._lost = self._last_cause = None
-            self._open_result = None
-            self._listeners = {}
-            supervisor = threading.Thread(target=self._supervise, name=f"dse-{self.url.driver}", daemon=True)
-            self._supervisor = supervisor
-            self._threads.add(supervisor)
-            _open_transports.add(self)
-            supervisor.start()  # still locked: `close` must not find one that it cannot join yet
+            if self._supervisor is not None and self._closing:
+                raise TransportUnavailable(f"{self.url}: the transport is being closed", url=str(self.url))
+            first = self._supervisor is None
+            if first:
+                self._begin()
         result = self._wait_opened()
         if result is True:
             return
-        self.close()
+        if first:
+            self.close()
         if isinstance(result, TransportError):
             raise result
         raise self._unavailable("cannot be reached", result if isinstance(result, BaseException) else None)
+
+    def _begin(self) -> None:
+        """Start the supervisor; `_changed` is held."""
+        self._closing = False
+        self._lost = self._last_cause = None
+        self._open_result = None
+        self._listeners = {}
+        supervisor = threading.Thread(target=self._supervise, name=f"dse-{self.url.driver}", daemon=True)
+        self._supervisor = supervisor
+        self._threads.add(supervisor)
+        _open_transports.add(self)
+        supervisor.start()  # still locked: `close` must not find one that it cannot join yet
 
     def _wait_opened(self) -> BaseException | bool | None:
         with self._changed:
@@ -392,6 +400,8 @@ class BrokerTransport(Transport):
             try:
                 session = self._connect()
             except Exception as error:
+                if self._closing:
+                    return None
                 attempts += 1
                 # The first failures and then every 16th: an outage of a night must not fill the disk.
                 level = logging.WARNING if attempts <= 2 or attempts % 16 == 0 else logging.DEBUG

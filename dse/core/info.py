@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import keyword
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,10 +13,10 @@ __all__ = ["BusStatus", "DataServiceInfo", "MethodInfo", "NodeStatus", "identifi
 
 
 def identifier(kind: str, name: object) -> str:
-    """Return a name that is a Python identifier and no keyword; raise `ConfigError` for any other."""
+    """Return a name that is an identifier; raise `ConfigError` for any other."""
     if not isinstance(name, str):
         raise ConfigError(f"a {kind} is text, not {type(name).__name__}")
-    if not name.isidentifier() or keyword.iskeyword(name) or len(name) > 200:
+    if not name.isidentifier() or len(name) > 200:
         shown = ascii(name[:60]) + ("…" if len(name) > 60 else "")
         raise ConfigError(f"a {kind} is an identifier (letters, digits and _, at most 200), not {shown}")
     return name

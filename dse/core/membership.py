@@ -21,6 +21,7 @@ Rules:
 
 from __future__ import annotations
 
+import heapq
 import math
 import random
 from collections.abc import Callable
@@ -69,6 +70,7 @@ class Peer:
     node_methods: list[str] = field(default_factory=list)
     asked_at: float = -math.inf
     gone_at: float = math.inf
+    check_at: float = math.inf  # when its silence is looked at next
 
     @property
     def live(self) -> bool:
@@ -104,14 +106,16 @@ class Membership:
     _last_tick: float = 0.0
     _connected: bool = True
     _answers: dict[str, float] = field(default_factory=dict)  # joining instance -> when it is answered
+    _live: int = 0  # peers that are live
+    _by_node: dict[str, set[str]] = field(default_factory=dict)  # node_id -> instances
+    _checks: list[tuple[float, str]] = field(default_factory=list)  # heap of (check_at, instance); some are out of date
 
     # This node
 
     @property
     def interval(self) -> float:
         """Seconds between this node's heartbeats."""
-        live = 1 + sum(peer.live for peer in self.peers.values())
-        return max(self.base_interval, live / HEARTBEATS_PER_SECOND)
+        return max(self.base_interval, (1 + self._live) / HEARTBEATS_PER_SECOND)
 
     def start(self, now: float) -> list[Effect]:
         """Begin to join."""
@@ -153,8 +157,7 @@ class Membership:
             return effects
         peer.announced = max(peer.announced, message.catalogue)
         if message.joining and message.instance not in self._answers:
-            live = sum(p.live for p in self.peers.values())
-            spread = live / HEARTBEATS_PER_SECOND if live > HEARTBEATS_PER_SECOND / 4 else 0.0
+            spread = self._live / HEARTBEATS_PER_SECOND if self._live > HEARTBEATS_PER_SECOND / 4 else 0.0
             self._answers[message.instance] = now + self.rng.random() * spread
             effects += self._answer(now)
         return effects + self._ask_catalogue(now, peer)
@@ -196,8 +199,8 @@ class Membership:
         times = [self._beat_at, *self._answers.values()]
         if self.state is NodeState.JOINING:
             times.append(self._heard_self + JOIN_WINDOW)
-        if self._connected:
-            times += [self._next_change(peer) for peer in self.peers.values()]
+        if self._connected and self._checks:
+            times.append(self._checks[0][0])
         return min(times)
 
     def tick(self, now: float) -> list[Effect]:
@@ -214,25 +217,42 @@ class Membership:
             if self._connected:
                 effects.append(self._heartbeat(now))
         effects += self._answer(now)
-        if self._connected:
-            for peer in list(self.peers.values()):
-                silence = now - peer.last_heard
-                if not peer.live:
-                    if now - peer.gone_at >= REMEMBERED:
-                        del self.peers[peer.instance]
-                elif silence >= DEAD_AFTER * peer.interval:
-                    self._set_state(now, peer, NodeState.DEAD)
-                elif silence >= SUSPECT_AFTER * peer.interval and peer.state is not NodeState.SUSPECT:
-                    self._set_state(now, peer, NodeState.SUSPECT)
+        while self._connected and self._checks and self._checks[0][0] <= now:
+            at, instance = heapq.heappop(self._checks)
+            peer = self.peers.get(instance)
+            if peer is not None and peer.check_at == at:
+                self._check(now, peer)
         return effects
 
     # Inside
 
-    def _next_change(self, peer: Peer) -> float:
+    def _check(self, now: float, peer: Peer) -> None:
+        """Look at how long a peer has been silent, or gone."""
+        silence = now - peer.last_heard
         if not peer.live:
-            return peer.gone_at + REMEMBERED
-        periods = DEAD_AFTER if peer.state is NodeState.SUSPECT else SUSPECT_AFTER
-        return peer.last_heard + periods * peer.interval
+            if now - peer.gone_at >= REMEMBERED:
+                self._forget(peer)
+                return
+        elif silence >= DEAD_AFTER * peer.interval:
+            self._set_state(now, peer, NodeState.DEAD)
+        elif silence >= SUSPECT_AFTER * peer.interval:
+            self._set_state(now, peer, NodeState.SUSPECT)
+        self._check_later(peer)
+
+    def _check_later(self, peer: Peer) -> None:
+        if not peer.live:
+            peer.check_at = peer.gone_at + REMEMBERED
+        else:
+            periods = DEAD_AFTER if peer.state is NodeState.SUSPECT else SUSPECT_AFTER
+            peer.check_at = peer.last_heard + periods * peer.interval
+        heapq.heappush(self._checks, (peer.check_at, peer.instance))
+
+    def _forget(self, peer: Peer) -> None:
+        del self.peers[peer.instance]
+        instances = self._by_node[peer.node_id]
+        instances.discard(peer.instance)
+        if not instances:
+            del self._by_node[peer.node_id]
 
     def _jittered(self) -> float:
         # A little early, never late: the promised interval is kept.
@@ -262,6 +282,9 @@ class Membership:
                 return None
             state = NodeState.JOINING if joining else NodeState.JOINED
             peer = self.peers[instance] = Peer(node_id, instance, state, now, interval)
+            self._by_node.setdefault(node_id, set()).add(instance)
+            self._live += 1
+            self._check_later(peer)
             self.events.append(PeerEvent(peer, None))
         elif peer.state is NodeState.LEFT:
             return None  # a straggler, sent before the goodbye
@@ -270,16 +293,20 @@ class Membership:
         if joining is None:
             joining = peer.state is NodeState.JOINING
         self._set_state(now, peer, NodeState.JOINING if joining else NodeState.JOINED)
-        if not joining:
-            for other in self.peers.values():
-                if other.node_id == node_id and other.instance != instance and other.live:
-                    self._set_state(now, other, NodeState.DEAD)
+        if now + SUSPECT_AFTER * interval < peer.check_at:
+            self._check_later(peer)  # it promises to be heard sooner than before
+        if not joining and len(self._by_node[node_id]) > 1:
+            for other in self._by_node[node_id] - {instance}:
+                if self.peers[other].live:
+                    self._set_state(now, self.peers[other], NodeState.DEAD)
         return peer
 
     def _set_state(self, now: float, peer: Peer, state: NodeState) -> None:
         if peer.state is state:
             return
-        before, peer.state = peer.state, state
+        before, was_live = peer.state, peer.live
+        peer.state = state
+        self._live += peer.live - was_live
         peer.gone_at = math.inf if peer.live else now
         self.events.append(PeerEvent(peer, before))
 

@@ -34,7 +34,7 @@ _SUBSCRIPTION = frozenset({b"subscribe", b"unsubscribe", b"ssubscribe", b"sunsub
 _PING = pack(("PING",))
 _BATCH = 200  # channels in one SUBSCRIBE command
 
-HandOn = Callable[[Address, bytes], None]
+HandOn = Callable[[Address, bytes], object]
 Item = tuple[HandOn, Address, bytes]
 
 

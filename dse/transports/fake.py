@@ -177,7 +177,8 @@ class _FakeSession(Session):
             self.taken += parcel.weight
             self.transport.return_undelivered(parcel.address, parcel.data)
         elif parcel.attempted:  # ANYCAST: was taken from the queue, which gives each frame once
-            self.transport.deliver(parcel.address, parcel.data)
+            if not self.transport.deliver(parcel.address, parcel.data):
+                self.broker.give_back(parcel)
         elif place is not None:
             self.taken += parcel.weight
             pair = (parcel.sender.transport, place)
@@ -309,6 +310,18 @@ class FakeBroker:
             parcel = place.waiting.popleft()
             place.bytes -= len(parcel.data)
             return parcel
+
+    def give_back(self, parcel: Parcel) -> None:
+        """Pass on a frame whose taker left the address at that moment: it is somebody else's now."""
+        with self.lock:
+            place = parcel.sender.bus.places.get(parcel.address)
+            if place is None:
+                self._return(parcel)
+            else:
+                place.waiting.appendleft(parcel)
+                place.bytes += len(parcel.data)
+                self._invite(place)
+        self.report()
 
     def answers(self, session: _FakeSession) -> bool:
         """Say whether the broker answers a heartbeat."""

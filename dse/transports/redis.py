@@ -89,13 +89,6 @@ class RedisTransport(BrokerTransport):
     def session(self) -> Session:
         return _RedisSession(self)
 
-    def offer(self, address: Address, data: bytes) -> bool:
-        """Deliver data unless the base would drop it: then it is another listener's."""
-        if self._closing or address not in self._listeners:
-            return False
-        self.deliver(address, data)
-        return True
-
     def endpoint(self, host: str, port: int | None) -> Endpoint:
         """Return how one server of this bus is connected to."""
         url, name = self.url, f"dse:{quote(self.bus, safe='', errors='surrogatepass')}:{self.node}"
@@ -332,7 +325,7 @@ class _RedisSession(Session):
                 url=transport.url,
                 heartbeat=transport.heartbeat,
                 sharded=self._sharded,
-                offer=transport.offer,
+                offer=transport.deliver,
                 lost=self._lost,
             )
             with self._lock:
