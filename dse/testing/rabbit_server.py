@@ -136,6 +136,8 @@ class RabbitServer(ServerBroker):
             "ERL_MAX_ETS_TABLES": "50000",
             "ERL_MAX_PORTS": "8192",
             "ERL_CRASH_DUMP_BYTES": "0",
+            # For the Erlang machines that the broker itself starts: they must not leave an epmd behind either.
+            "ERL_ZFLAGS": f"-start_epmd false -erl_epmd_port {self._door}",
             "SYS_PREFIX": "",
             "RABBITMQ_HOME": str(home),
             "RABBITMQ_PLUGINS_DIR": str(libraries),
@@ -149,6 +151,11 @@ class RabbitServer(ServerBroker):
             "RABBITMQ_NODENAME": "dse@localhost",
             "RABBITMQ_DIST_PORT": str(self._door),
         }
+
+    def start(self) -> None:
+        super().start()
+        # Once a minute it would start a second Erlang machine to see that an epmd runs, which outlives the broker.
+        self.evaluate("supervisor:terminate_child(rabbit_sup, rabbit_epmd_monitor_sup).")
 
     def add_user(self, name: str, password: str) -> None:
         """Add a user who may do everything in the vhost ``/``."""

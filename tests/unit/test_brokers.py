@@ -203,6 +203,12 @@ class TestRabbit:
         getattr(broker, repair)()
         self.connect(broker.url).release()
 
+    def test_nothing_in_it_will_start_an_epmd_that_outlives_it(self, broker):
+        for _ in range(2):
+            assert broker.evaluate("whereis(rabbit_epmd_monitor).") == "{ok, undefined}"
+            assert "-start_epmd false" in broker.evaluate('os:getenv("ERL_ZFLAGS").')
+            broker.restart()
+
     def test_an_evaluation_that_fails_says_why(self, broker):
         with pytest.raises(BrokerError, match="undef"):
             broker.evaluate("no:such().")
