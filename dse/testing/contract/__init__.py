@@ -23,8 +23,11 @@ import pytest
 # Before the modules are imported, so that a plain `assert` in them shows its values.
 pytest.register_assert_rewrite(*(f"{__name__}.{module.name}" for module in pkgutil.iter_modules(__path__)))
 
+from dse.testing.contract.bus_members import TestControlBus  # noqa: E402
 from dse.testing.contract.bus_network import network, peer_pool  # noqa: E402
+from dse.testing.contract.bus_outage import TestBusClean, TestBusOutage  # noqa: E402
 from dse.testing.contract.bus_rpc import TestCalls, TestLoad, TestLostCallee  # noqa: E402
+from dse.testing.contract.bus_tables import TestReplicas, TestTableChanges  # noqa: E402
 from dse.testing.contract.fixtures import bus, connect, failing, start_peer, transport_class  # noqa: E402
 from dse.testing.contract.spi_clean import TestClean  # noqa: E402
 from dse.testing.contract.spi_delivery import TestAtMostOnce, TestDelivery, TestOrder  # noqa: E402
@@ -38,8 +41,11 @@ from dse.testing.contract.spi_undeliverable import TestUndeliverable  # noqa: E4
 
 __all__ = [
     "TestAtMostOnce",
+    "TestBusClean",
+    "TestBusOutage",
     "TestCalls",
     "TestClean",
+    "TestControlBus",
     "TestDelivery",
     "TestForkAndReopen",
     "TestIsolation",
@@ -48,7 +54,9 @@ __all__ = [
     "TestOrder",
     "TestOutage",
     "TestReady",
+    "TestReplicas",
     "TestSize",
+    "TestTableChanges",
     "TestThreads",
     "TestTtl",
     "TestUndeliverable",

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BEAT", "MARGIN", "Far", "Network", "network", "peer_pool", "together"]
 
-BEAT = 0.3
+BEAT = 0.2
 """The nodes' heartbeat interval in tests of what silence means."""
 
 MARGIN = 0.7
