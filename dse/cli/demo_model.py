@@ -16,8 +16,9 @@ __all__ = ["Entry", "Model", "NodeLine", "TableLine", "show_row"]
 KEPT = 200
 """Entries of a kind that are kept."""
 
-ROWS_SHOWN = 8
-"""Rows of one change that get a line each; the first copy of a table may have thousands."""
+ROWS_SHOWN = {"sockets": 20}
+FEW_ROWS = 8
+"""Rows of one change that get a line each, by table; the first copy of a table may have thousands."""
 
 LATENCIES = 10_000
 
@@ -98,14 +99,16 @@ class Model:
         table = event["table"]
         self.seen += len(event["added"]) + len(event["removed"])
         for sign, rows, tone in (("-", event["removed"], "bad"), ("+", event["added"], "good")):
-            for row in rows[:ROWS_SHOWN]:
-                yield Entry(at, table, f"{sign} {self._row(table, row)}", tone)
-            if len(rows) > ROWS_SHOWN:
-                yield Entry(at, table, f"{sign} … and {len(rows) - ROWS_SHOWN} more rows", tone)
+            own = [row for row in rows if self._is_own(table, row)]
+            rows = own + [row for row in rows if row not in own]
+            shown = ROWS_SHOWN.get(table, FEW_ROWS)
+            for row in rows[:shown]:
+                yield Entry(at, table, f"{sign} {show_row(table, row, own=row in own)}", tone)
+            if len(rows) > shown:
+                yield Entry(at, table, f"{sign} … and {len(rows) - shown} more rows", tone)
 
-    def _row(self, table: str, row: Sequence[Any]) -> str:
-        own = table == "sockets" and str(row[0]) in self.own_ports
-        return show_row(table, row, own=own)
+    def _is_own(self, table: str, row: Sequence[Any]) -> bool:
+        return table == "sockets" and str(row[0]) in self.own_ports
 
     def _call(self, event: Event, at: float) -> Entry:
         self.called += 1

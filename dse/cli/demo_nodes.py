@@ -167,7 +167,7 @@ class Caller(DataService):
         turn, self._turn = self._turn % 4, self._turn + 1
         if turn == 0:
             self._port = self._timed("door", "open", {}) or 0
-        elif turn == 1:
+        elif turn == 1 and self._port:
             self._timed("host", "listeners", {"port": self._port})
         elif turn == 2:
             self._timed("door", "close", {})

@@ -143,8 +143,8 @@ def draw(model: Model, title: str, now: float, width: int, height: int) -> Rende
         parts.append(Layout(_services(model), size=_size(services)))
     if height >= _LOW:
         parts.append(Layout(_tables(model), size=_size(len(model.tables))))
-    changes = Layout(_entries("changes, latest first", model.changes, topics=True), ratio=3)
-    calls = Layout(_entries("calls, latest first", model.calls), ratio=2)
+    changes = Layout(_entries("changes, latest first", model.changes, topics=True))
+    calls = Layout(_entries("calls, latest first", model.calls))
     news = Layout(ratio=1, minimum_size=4)
     if width >= _WIDE:
         news.split_row(changes, calls)
@@ -232,9 +232,9 @@ def _footer(model: Model) -> RenderableType:
 def _grid(title: str, columns: Sequence[str], rows: Sequence[Sequence[Text]]) -> RenderableType:
     from rich.table import Table
 
-    table = Table(box=None, expand=True, padding=(0, 1), header_style="dim", pad_edge=False)
+    table = Table(box=None, expand=True, padding=(0, 3, 0, 0), header_style="dim", pad_edge=False)
     for column in columns:
-        table.add_column(column, no_wrap=True, overflow="ellipsis", ratio=3 if column == columns[-1] else 2)
+        table.add_column(column, no_wrap=True, overflow="ellipsis", ratio=1 if column == columns[-1] else None)
     for row in rows:
         table.add_row(*row)
     return _panel(title, table)

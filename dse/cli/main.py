@@ -41,11 +41,9 @@ def describe(error: DseError) -> str:
     """Return what went wrong and what to do about it, in one line."""
     if isinstance(error, TransportUnavailable):
         hint = "is the broker running there, and are host, port, user and password in the URL right?"
-    elif isinstance(error, InvalidUrl):
-        hint = "a URL is like redis://localhost:6379/0 or rabbit://user:password@localhost:5672/"
     elif isinstance(error, UnknownTransport):
         hint = "check the scheme of the URL, or install the plugin that brings it"
-    elif isinstance(error, MissingExtra | ConfigError):
+    elif isinstance(error, InvalidUrl | MissingExtra | ConfigError):
         hint = ""  # these say it themselves
     else:
         return clean(f"{type(error).__name__}: {error}")

@@ -1,0 +1,343 @@
+"""The `dse` command: what it refuses and how, what the demo's views make of the demo's events, README's example."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from rich.console import Console
+
+import dse
+from dse.cli.demo_model import FEW_ROWS, Model, show_row
+from dse.cli.demo_view import LinesView, Unread, choose_view, draw
+from dse.cli.main import main
+from dse.cli.text import clean
+from dse.core.rows import digest, read_rows
+from dse.errors import MissingExtra
+from dse.services import host
+from dse.testing.process import PortHold
+
+ROOT = Path(__file__).parents[2]
+HOSTILE = "\x1b[2J\x1b]0;owned\x07[bold red]x[/] \n:boom: \u202egnp.exe \ud800"
+
+
+def status(*nodes: tuple[str, str], connected: bool = True, rows: int = 3) -> dict:
+    """A status event, as the auditor tells it."""
+    service = {"service_id": "host", "tables": ["sockets"], "follows": [], "methods": ["summary"]}
+    return {
+        "kind": "status",
+        "connected": connected,
+        "nodes": [{"node_id": n, "state": s, "heard": 0.5, "services": [service]} for n, s in nodes],
+        "tables": [{"name": "host.sockets", "state": "LIVE", "rows": rows, "epoch": "abcdef", "seq": 7}],
+    }
+
+
+def change(*added: list, removed: tuple[list, ...] = (), table: str = "sockets") -> dict:
+    return {"kind": "change", "service": "host", "table": table, "added": [*added], "removed": [*removed], "seq": 1}
+
+
+def call(name: str, result: str, *, ok: bool = True) -> dict:
+    return {"kind": "call", "call": name, "result": result, "ok": ok, "ms": 1.25}
+
+
+def socket_row(port: int, process: str = "python") -> list:
+    return [port, "127.0.0.1", "tcp", 42, process, "me"]
+
+
+class TestCommand:
+    def test_version(self, capsys):
+        with pytest.raises(SystemExit) as ended:
+            main(["--version"])
+        assert ended.value.code == 0
+        assert capsys.readouterr().out == f"dse {dse.__version__}\n"
+
+    def test_without_a_command_it_shows_its_help_and_fails(self, capsys):
+        assert main([]) == 2
+        assert "demo" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "soon", ""])
+    def test_seconds_are_a_positive_number(self, seconds, capsys):
+        with pytest.raises(SystemExit) as ended:
+            main(["demo", "--seconds", seconds])
+        assert ended.value.code == 2
+        assert "positive number of seconds" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("url", "says"),
+        [
+            ("redis", "'://'"),
+            ("nothing://h", "no transport 'nothing' is installed; installed are .*fake"),
+            ("redis://h?wrong=1", "unknown option 'wrong'; known are "),
+            ("redis://h:port", "port"),
+            ("redis://u:sekret/1@h", "%-encoded"),
+            ("fake://a/b", "one broker name"),
+        ],
+    )
+    def test_a_url_that_cannot_work_is_one_line_that_says_why(self, url, says, capsys):
+        assert main(["demo", "--transport", url, "--seconds", "1"]) == 2
+        out, err = capsys.readouterr()
+        assert re.search(says, err)
+        assert (out, err.count("\n")) == ("", 1)
+        assert "sekret" not in err
+
+    @pytest.mark.parametrize("scheme", ["redis", "rabbit"])
+    def test_a_broker_that_is_down_is_one_line_without_the_password(self, scheme, capsys):
+        hold = PortHold()
+        try:
+            assert main(["demo", "--transport", f"{scheme}://me:sekret@127.0.0.1:{hold.port}"]) == 2
+        finally:
+            hold.close()
+        out, err = capsys.readouterr()
+        assert f"127.0.0.1:{hold.port} " in err
+        assert "refused" in err
+        assert "is the broker running there" in err
+        assert (out, err.count("\n")) == ("", 1)
+        assert "sekret" not in err
+
+    def test_a_bus_name_that_is_too_long_is_one_line(self, capsys):
+        assert main(["demo", "--bus", "b" * 300, "--seconds", "1"]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+    def test_without_psutil_it_names_the_extra(self):
+        code = "import sys; sys.modules['psutil'] = None; from dse.cli.main import main; sys.exit(main(['demo']))"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 2
+        assert "pip install 'dse[demo]'" in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+class TestViews:
+    def test_a_terminal_without_rich_names_the_extra(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "rich.console", None)
+        with pytest.raises(MissingExtra, match=r"pip install 'dse\[demo\]'"):
+            choose_view(Terminal(), "title")
+
+    def test_a_pipe_needs_no_rich(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "rich.console", None)
+        assert isinstance(choose_view(io.StringIO(), "title"), LinesView)
+
+    def test_a_dumb_terminal_gets_lines(self, monkeypatch):
+        monkeypatch.setenv("TERM", "dumb")
+        assert isinstance(choose_view(Terminal(), "title"), LinesView)
+
+    def test_a_pipe_that_nobody_reads_is_told(self):
+        reading, writing = os.pipe()
+        os.close(reading)
+        with pytest.raises(Unread):
+            LinesView(os.fdopen(writing, "w", buffering=1, closefd=False), "title")
+        os.close(writing)
+
+    @pytest.mark.parametrize(("width", "height"), [(120, 40), (80, 24), (40, 10), (20, 4), (5, 2)])
+    def test_the_screen_fits_every_terminal(self, width, height):
+        model = Model()
+        for event in (
+            status(("auditor", "JOINED"), ("host", "SUSPECT"), *((f"n{i}", "DEAD") for i in range(20))),
+            change(*(socket_row(port) for port in range(1, 50))),
+            call("door.open()", "4242"),
+            {"kind": "exit", "node": "host", "code": -9, "text": "its process was killed by SIGKILL"},
+        ):
+            model.apply(event, 1.0)
+        lines = rendered(model, width, height).splitlines()
+        assert len(lines) == height
+        assert max(map(len, lines)) <= width
+
+    def test_the_screen_shows_nodes_tables_changes_and_calls(self):
+        model = Model()
+        model.apply(status(("auditor", "JOINED"), ("host", "SUSPECT")), 1.0)
+        model.apply(change(socket_row(4242)), 1.5)
+        model.apply(call("door.open()", "4242"), 1.6)
+        shown = rendered(model, 120, 40)
+        for expected in ("SUSPECT", "host.sockets", "LIVE", "abcd/7", "+ 127.0.0.1:4242 tcp", "door.open() -> 4242"):
+            assert expected in shown
+
+    def test_an_old_report_is_called_old(self):
+        model = Model()
+        model.apply(status(("auditor", "JOINED")), 1.0)
+        assert "9 s ago: the auditor is silent" in rendered(model, 120, 40, now=10.0)
+
+    def test_hostile_names_are_shown_as_text(self):
+        model = Model()
+        model.apply(status((HOSTILE, "JOINED")), 1.0)
+        news = model.apply(change(socket_row(1, HOSTILE), [1, HOSTILE, "tcp", None, None, None]), 1.0)
+        news += model.apply(call("door.open()", HOSTILE), 1.0)
+        news += model.apply({"kind": "log", "node": "host", "text": HOSTILE}, 1.0)
+        assert all(entry.text.isprintable() for entry in news)
+        shown = rendered(model, 200, 40)
+        assert "\x1b" not in shown
+        assert "\u202e" not in shown
+        assert "[bold red]x[/]" in shown
+
+
+def rendered(model: Model, width: int, height: int, now: float = 2.0) -> str:
+    console = Console(file=io.StringIO(), width=width, height=height, color_system=None, force_terminal=False)
+    console.print(draw(model, "DSE demo", now, width, height), end="")
+    return console.file.getvalue()
+
+
+class TestModel:
+    def test_rows_that_go_come_before_rows_that_come(self):
+        news = Model().apply(change(socket_row(2), removed=(socket_row(1),)), 0.0)
+        assert [entry.text[:13] for entry in news] == ["- 127.0.0.1:1", "+ 127.0.0.1:2"]
+
+    def test_a_first_copy_of_a_table_is_cut_short(self):
+        rows = [[pid, f"p{pid}", "me", 1.0] for pid in range(1000)]
+        news = Model().apply(change(*rows, table="processes"), 0.0)
+        assert len(news) == FEW_ROWS + 1
+        assert news[-1].text == f"+ … and {1000 - FEW_ROWS} more rows"
+
+    def test_the_demos_own_port_is_marked_and_never_cut(self):
+        model = Model()
+        model.apply(call("door.open()", "4242"), 0.0)
+        news = model.apply(change(*(socket_row(port) for port in range(4200, 4300))), 0.0)
+        assert news[0].text.startswith("+ 127.0.0.1:4242 tcp (the demo's own)")
+
+    def test_a_node_is_news_when_its_state_changes(self):
+        model = Model()
+        model.apply(status(("n", "JOINED")), 0.0)
+        assert model.apply(status(("n", "JOINED")), 0.5) == []
+        assert [e.text for e in model.apply(status(("n", "DEAD")), 1.0)] == ["n DEAD"]
+        model.apply(status(), 60.0)
+        assert model.nodes == {}
+
+    def test_the_connection_is_news_when_it_changes(self):
+        model = Model()
+        model.apply(status(), 0.0)
+        assert [e.topic for e in model.apply(status(connected=False), 1.0)] == ["bus"]
+        assert [e.topic for e in model.apply(status(connected=True), 2.0)] == ["bus"]
+
+    def test_the_summary_counts(self):
+        model = Model()
+        model.apply(change(socket_row(1), removed=(socket_row(2),)), 0.0)
+        model.apply(call("door.open()", "1"), 0.0)
+        model.apply(call("door.close()", "CallTimeout: ...", ok=False), 0.0)
+        assert model.summary() == "2 row changes seen, 2 calls (median 1.2 ms), 1 failed"
+
+    def test_rows_of_another_programs_tables_are_shown_too(self):
+        assert show_row("sockets", [1, 2]) == "1, 2"
+        assert show_row("else", [None]) == "None"
+
+
+class TestClean:
+    def test_printable_text_stays(self):
+        assert clean("käse 🧀 [bold]") == "käse 🧀 [bold]"
+
+    def test_what_cannot_be_printed_is_shown_as_its_code(self):
+        assert clean("a\x1b[2J\n\u202e\ud800") == "a\\x1b[2J\\n\\u202e\\ud800"
+
+    def test_long_text_is_cut(self):
+        assert clean("x" * 50, 10) == "x" * 9 + "…"
+
+
+class TestHost:
+    def test_it_sees_a_listening_port_and_who_has_it(self):
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port = listener.getsockname()[1]
+            (row,) = (row for row in host.read_sockets(host.read_processes()) if row[0] == port)
+        assert row[1:4] == ("127.0.0.1", "tcp", os.getpid())
+        assert row[4] == psutil.Process().name()
+        assert row[5] == psutil.Process().username()
+        assert port not in {row[0] for row in host.read_sockets()}
+
+    def test_it_sees_this_process(self):
+        (row,) = (row for row in host.read_processes() if row[0] == os.getpid())
+        assert row[1:3] == (psutil.Process().name(), psutil.Process().username())
+
+    def test_without_the_privilege_to_see_all_it_shows_its_own(self, monkeypatch):
+        def denied(kind):
+            raise psutil.AccessDenied
+
+        monkeypatch.setattr(psutil, "net_connections", denied)
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            assert (listener.getsockname()[1], os.getpid()) in {(row[0], row[3]) for row in host.read_sockets()}
+
+    def test_without_any_privilege_there_is_nothing_and_no_error(self, monkeypatch):
+        def denied(*_):
+            raise psutil.AccessDenied
+
+        monkeypatch.setattr(psutil, "net_connections", denied)
+        monkeypatch.setattr(psutil.Process, "net_connections", denied)
+        monkeypatch.setattr(psutil.Process, "username", denied)
+        assert host.read_sockets() == set()
+        assert {row[2] for row in host.read_processes()} == {None}
+
+    def test_a_name_of_any_bytes_makes_a_row_that_fits(self):
+        name = host._name(b"\xff\xfe[x]\n".decode("utf-8", "surrogateescape"))
+        columns = host.Host.processes.columns
+        rows = read_rows("host.processes", columns, [(1, name, None, 0.5)])
+        assert digest("host.processes", columns, rows)  # raises RowError for text that is not Unicode
+
+    @pytest.mark.parametrize(
+        ("name", "shown"),
+        [
+            ("kworker/0:1-events", "kworker/0:1"),
+            ("kworker/u8:3+flush-254:0", "kworker/u8:3"),
+            ("kworker/1:0H-kblockd", "kworker/1:0H"),
+            ("kworker/R-netns", "kworker/R-netns"),
+            ("python", "python"),
+            (None, None),
+        ],
+    )
+    def test_what_a_kernel_worker_works_on_is_not_its_name(self, name, shown):
+        assert host._name(name) == shown
+
+    def test_its_methods_answer_over_the_bus(self):
+        with dse.Node("fake://cli-host", services=[host.Host("host")]) as node:
+            with socket.create_server(("127.0.0.1", 0)) as listener:
+                port = listener.getsockname()[1]
+                node.service("host").poll()
+                (found,) = node.call("host", "listeners", {"port": port})
+            assert (found["port"], found["pid"]) == (port, os.getpid())
+            summary = node.call("host", "summary")
+            assert summary["cpus"] >= 1
+            assert summary["processes"] >= 1
+            assert node.call("host", "process", {"pid": os.getpid()})["memory"] > 2**20
+            with pytest.raises(dse.RemoteError, match="there is no process"):
+                node.call("host", "process", {"pid": 2**40})
+            with pytest.raises(dse.InvalidArguments):
+                node.call("host", "listeners", {"port": "ssh"})
+
+
+class TestReadme:
+    TEXT = (ROOT / "README.md").read_text()
+    EXAMPLE = ROOT / "examples" / "quickstart.py"
+
+    def test_its_example_is_the_one_in_examples_and_has_25_lines(self):
+        blocks = re.findall(r"```python\n(.*?)```", self.TEXT, re.DOTALL)
+        assert blocks[0] == self.EXAMPLE.read_text()
+        assert blocks[0].count("\n") == 25
+
+    def test_the_example_runs_ends_and_prints_what_it_says(self):
+        done = subprocess.run(
+            [sys.executable, "-W", "error", self.EXAMPLE], capture_output=True, text=True, timeout=60, cwd="/"
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        (printed,) = re.findall(r"It prints:\n\n```\n(.*?)```", self.TEXT, re.DOTALL)
+        # The attic may have been reported before the first copy of the table or after.
+        assert sorted(re.findall(r"\(.*?\)", done.stdout)) == sorted(re.findall(r"\(.*?\)", printed))
+        assert done.stdout.splitlines()[-1] == printed.splitlines()[-1]
+
+    def test_its_links_lead_somewhere(self):
+        for target in re.findall(r"\]\(([^)#]+)", self.TEXT):
+            assert (ROOT / target).exists(), target
+
+    def test_its_table_of_drivers_tells_their_limits(self):
+        from dse.core.plugins import load_transport
+
+        (limits,) = re.findall(r"\| 8 longest frame \|(.*)\|", self.TEXT)
+        drivers = [load_transport(url) for url in ("fake://", "redis://h", "rabbit://h")]
+        assert [cell.strip() for cell in limits.split("|")] == [
+            f"{d.capabilities.max_frame // 2**20} MiB" for d in drivers
+        ]
+        assert all(d.capabilities.undeliverable and d.capabilities.survives_broker_restart for d in drivers)
