@@ -61,6 +61,8 @@ _REFUSALS: dict[str, type[DseError]] = {
 _STOPPING = "Stopping"  # the request was not run, for the node is about to leave: somebody else may run it
 _REMOTE = "RemoteError"
 _ANYBODY = ""  # stands for the bus's choice among the instances that were tried
+_RETRY = 0.1  # seconds until a request that found nobody is sent again, where somebody may come back
+_SETTLE = 5.0  # seconds after an outage in which nodes that live may not be back on the bus yet
 _MAX_TRACEBACK = 20_000
 _MAX_MESSAGE = 20_000
 
@@ -155,7 +157,7 @@ Handle = _Answer | Future[Any]
 class _Waiting:
     """A call as the client holds it: what is needed to send it again."""
 
-    __slots__ = ("answer", "args", "call", "idempotent", "node_id", "timeout", "tried")
+    __slots__ = ("answer", "args", "call", "idempotent", "node_id", "timeout", "tried", "waits_for")
     call: Call  # the latest attempt
 
     def __init__(self, answer: Handle, args: msgspec.Raw, node_id: str | None, timeout: float) -> None:
@@ -165,12 +167,16 @@ class _Waiting:
         self.timeout = timeout
         self.idempotent = False
         self.tried: set[str] = set()
+        self.waits_for = ""  # why it is parked
 
 
 class RpcClient:
     """Sends requests, waits for answers, retries where that is safe.
 
-    Lock: ``_lock`` protects ``_pending`` and ``_parked``.
+    A request that cannot have run is sent to another replica. Where there is none, it is parked and tried again: one
+    that may be repeated, and any right after an outage, as long as the control bus knows a live node that offers it.
+
+    Lock: ``_lock`` protects ``_pending``, ``_parked``, ``_retrying`` and ``_settled``.
     """
 
     def __init__(
@@ -197,7 +203,10 @@ class RpcClient:
         self._turn = itertools.count(random.randrange(1 << 16))
         self._lock = threading.Lock()
         self._pending = PendingCalls(wire.instance)
-        self._parked: dict[int, Call] = {}  # idempotent calls that wait for the connection to come back
+        self._parked: dict[int, Call] = {}  # calls that wait for the connection, or somebody's, to come back
+        self._retry_timer = timers.timer(lambda: control.put(self._retry))
+        self._retrying = False  # the timer is set
+        self._settled = 0.0  # when the latest outage is over for everybody
         self._closed: DseError | None = None
 
     # Calls
@@ -305,7 +314,7 @@ class RpcClient:
         except TransportUnavailable:
             if not waiting.idempotent:
                 raise
-            self._park(call)
+            self._park(call, "the connection to the broker to come back")
 
     def _request(
         self, call_id: int, service: str | None, method: str, args: msgspec.Raw, left: float, anycast: bool
@@ -329,6 +338,10 @@ class RpcClient:
 
     def _no_service(self, call: Call) -> NoSuchService:
         known = sorted(self._control_bus.replicas)
+        members = self._control_bus.replicas.get(call.service or "", ())
+        if members:
+            nodes = ", ".join(member.node_id for member in members[:20])
+            return NoSuchService(f"no node that offers {call.service!r} is reached by the bus now; known are: {nodes}")
         return NoSuchService(
             f"no node offers the service {call.service!r}; known services: {', '.join(known[:20]) or 'none'}"
             f"{', …' if len(known) > 20 else ''}"
@@ -381,11 +394,14 @@ class RpcClient:
             call = self._pending.calls.get(message.id)
         if call is None:
             return
-        if call.handle.node_id is not None:
-            error: DseError = NodeLost(f"node {call.node_id!r} is not reached by the bus any more")
-        else:
-            error = self._no_service(call)
-        self._again(call, error)
+        if call.handle.node_id is None:
+            self._again(call, self._no_service(call))
+        elif not self._wait_for_somebody(call):
+            with self._lock:
+                ended = self._pending.take(call.id)
+            if ended is not None:
+                error = NodeLost(f"node {call.node_id!r} is not reached by the bus any more")
+                ended.handle.answer.set_exception(error)
 
     def nodes_gone(self, gone: dict[str, str]) -> None:
         """Nodes died or left: instance -> how that is said."""
@@ -398,25 +414,34 @@ class RpcClient:
     def connected(self) -> None:
         """The connection is back: send what waited for it, and ask about what was under way."""
         with self._lock:
-            parked, self._parked = self._parked, {}
-            calls = [call for call in self._pending.calls.values() if call.id not in parked and call.instance]
+            self._settled = time.monotonic() + _SETTLE
+            calls = [call for call in self._pending.calls.values() if call.id not in self._parked and call.instance]
             probes = [
                 (instance_address(call.instance), Probe(call.id, self._wire.instance))
                 for call in calls
                 if call.instance
             ]
-        for call in parked.values():
-            call.handle.tried.clear()
-            self._again(call, None)
+        self._retry()
         for address, probe in probes:
             try:
                 self._wire.send(address, probe)
             except errors.TransportError:
                 return
 
+    def _retry(self) -> None:
+        """Send what is parked."""
+        with self._lock:
+            parked, self._parked = self._parked, {}
+            self._retrying = False
+        for call in parked.values():
+            call.handle.tried.clear()
+            call.handle.waits_for = ""
+            self._again(call, None)
+
     def close(self, error: DseError) -> None:
         """End every call that waits."""
         self._timers.cancel(self._timer)
+        self._timers.cancel(self._retry_timer)
         with self._lock:
             self._closed = error
             calls, self._pending.calls = list(self._pending.calls.values()), {}
@@ -452,13 +477,34 @@ class RpcClient:
         try:
             self._dispatch(fresh)
         except Exception as reason:
+            if isinstance(reason, NoSuchService) and self._wait_for_somebody(fresh):
+                return
             with self._lock:
                 taken = self._pending.take(fresh.id)
             if taken is not None:
                 keep = error is not None and isinstance(reason, NoSuchService)
                 call.handle.answer.set_exception(error if keep and error is not None else reason)
 
-    def _park(self, call: Call) -> None:
+    def _wait_for_somebody(self, call: Call) -> bool:
+        """Park a request that found nobody, where somebody may be back soon; say whether that is so."""
+        waiting: _Waiting = call.handle
+        if not (waiting.idempotent or time.monotonic() < self._settled):
+            return False
+        if waiting.node_id is not None:
+            alive = self._control_bus.member(waiting.node_id) is not None
+        else:
+            alive = call.service in self._control_bus.replicas
+        if not alive:
+            return False
+        self._park(call, "a node that offers it to be back on the bus")
+        with self._lock:
+            first, self._retrying = not self._retrying, True
+        if first:
+            self._timers.set(self._retry_timer, time.monotonic() + _RETRY)
+        return True
+
+    def _park(self, call: Call, waits_for: str) -> None:
+        call.handle.waits_for = waits_for
         with self._lock:
             if call.id in self._pending.calls:
                 self._parked[call.id] = call
@@ -478,8 +524,8 @@ class RpcClient:
 
     def _timed_out(self, call: Call) -> CallTimeout:
         how_far = call.progress()
-        if call.id in self._parked:
-            how_far = f"{call.service}.{call.method} waited for the connection to the broker to come back"
+        if call.handle.waits_for:
+            how_far = f"{call.service}.{call.method} waited for {call.handle.waits_for}"
         elif call.service is not None and call.instance is None and call.service not in self._control_bus.replicas:
             how_far += f"; no node has announced the service {call.service!r}"
         return CallTimeout(f"no answer within {call.handle.timeout:g} s: {how_far}")
