@@ -131,8 +131,11 @@ class TestControlBus(Contract):
         other.kill()
         again = network.far({"theirs": Worker}, node_id=other.node_id, heartbeat_interval=5.0)
         # Long before the silence of the dead one would tell.
-        eventually(lambda: node.status().peers[other.node_id].instance == again.instance, "the new life", PROMPT)
-        network.meet(node, "theirs", again)
+        eventually(
+            lambda: [m.instance for m in node.control_bus.replicas.get("theirs", ())] == [again.instance],
+            "the new life is known, the old one gone",
+            PROMPT,
+        )
         assert node.call("theirs", "mark", {"key": "x"}) == other.node_id
 
     def test_a_node_can_be_stopped_and_started_again(self, network: Network) -> None:

@@ -147,10 +147,10 @@ class Network:
 
     def meet(self, node: Node, service_id: str, *others: Far) -> None:
         """Wait until a node knows that others offer a service."""
-        wanted = {other.node_id for other in others}
+        wanted = {other.instance for other in others}
 
         def known() -> bool:
-            return wanted <= {member.node_id for member in node.control_bus.replicas.get(service_id, ())}
+            return wanted <= {member.instance for member in node.control_bus.replicas.get(service_id, ())}
 
         eventually(known, f"{node} knows that {sorted(wanted)} offer {service_id}")
 
