@@ -5,8 +5,9 @@ PYTHON ?=
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
-# Two workers, whatever the machine: the tests of one broker share a worker, which has the broker to itself.
-PYTEST  = $(BIN)/python -m pytest -n 2 --dist loadgroup
+# Four workers, also on two cores: much of a test of outages is waiting. The tests of one file that use a broker share a
+# worker, which has the broker to itself.
+PYTEST  = $(BIN)/python -m pytest -n 4 --dist loadgroup
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-fake lint types format brokers clean

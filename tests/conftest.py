@@ -1,7 +1,8 @@
 """The brokers that tests share: one of a kind a worker, started when the first test asks for it.
 
 A test that uses one (or sits in a file named after it) gets the mark ``redis`` or ``rabbit``, so that it can be left
-out where no broker is, and the xdist group of that name, so that one worker runs all tests of a broker.
+out where no broker is, and an xdist group: the tests of one file that use a broker run one after the other, in a worker
+that has its broker to itself, for some of them stop it.
 """
 
 from __future__ import annotations
@@ -37,4 +38,4 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if fixture in getattr(item, "fixturenames", ()) or item.path.name.startswith(f"test_{kind}"):
                 item.add_marker(kind)
                 if item.get_closest_marker("xdist_group") is None:
-                    item.add_marker(pytest.mark.xdist_group(kind))
+                    item.add_marker(pytest.mark.xdist_group(f"{kind}-{item.path.stem}"))

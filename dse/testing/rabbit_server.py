@@ -1,9 +1,9 @@
 """A private RabbitMQ server for tests.
 
 The distribution's start script is passed by: it loads every plugin's path, starts an epmd shared by the machine, and
-switches users. The Erlang machine is started here with the applications that the broker itself needs, and with a fixed
-distribution port instead of an epmd, which halves the time until it answers. The same port is the second door:
-``erl_call`` asks the broker in some milliseconds what ``rabbitmqctl`` takes seconds for.
+switches users. The Erlang machine is started here with the applications that the broker itself needs, a fixed
+distribution port and an epmd of its own, which halves the time until it answers. The distribution port is the second
+door: ``erl_call`` asks the broker in some milliseconds what ``rabbitmqctl`` takes seconds for.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ class RabbitServer(ServerBroker):
             (libraries / path.name).symlink_to(path)
         self._erl_call = _erl_call(erl)
         self._cookie = secrets.token_hex(16)
-        self._holds += [PortHold(), PortHold()]
-        self.port, self._door = (hold.port for hold in self._holds)
+        self._holds += [PortHold(), PortHold(), PortHold()]
+        self.port, self._door, self._epmd_port = (hold.port for hold in self._holds)
         proxy = CutProxy(("127.0.0.1", self.port))
         self._proxies.append(proxy)
         settings = {
@@ -100,6 +100,11 @@ class RabbitServer(ServerBroker):
         }
         (self.folder / "rabbitmq.conf").write_text("".join(f"{name} = {value}\n" for name, value in settings.items()))
         (self.folder / "enabled_plugins").write_text("[].\n")
+        # The broker refuses to start where no epmd knows it. Not the machine's: that one would outlive the broker.
+        epmd = [find_program("epmd", package="erlang-base"), "-port", str(self._epmd_port), "-address", "127.0.0.1"]
+        epmd_folder = self.folder / "epmd"
+        epmd_folder.mkdir()
+        self._servers.append(ServerProcess("epmd", epmd, folder=epmd_folder, ready=self._epmd_answers))
         self._servers.append(
             ServerProcess(
                 "rabbitmq-server",
@@ -117,7 +122,7 @@ class RabbitServer(ServerBroker):
         door = str(self._door)
         # Small tables and no busy waiting: many of these share few processors.
         emulator = "+W w +S 2:2 +SDio 4 +P 65536 +t 1048576 +sbwt none +sbwtdcpu none +sbwtdio none"
-        distribution = f"-sname dse@localhost -setcookie {self._cookie} -start_epmd false -erl_epmd_port {door}"
+        distribution = f"-sname dse@localhost -setcookie {self._cookie} -start_epmd false"
         listen = ["-kernel", "inet_dist_use_interface", "{127,0,0,1}"]
         for limit in ("inet_dist_listen_min", "inet_dist_listen_max"):
             listen += ["-kernel", limit, door]
@@ -137,7 +142,9 @@ class RabbitServer(ServerBroker):
             "ERL_MAX_PORTS": "8192",
             "ERL_CRASH_DUMP_BYTES": "0",
             # For the Erlang machines that the broker itself starts: they must not leave an epmd behind either.
-            "ERL_ZFLAGS": f"-start_epmd false -erl_epmd_port {self._door}",
+            "ERL_ZFLAGS": "-start_epmd false",
+            "ERL_EPMD_PORT": str(self._epmd_port),
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
             "SYS_PREFIX": "",
             "RABBITMQ_HOME": str(home),
             "RABBITMQ_PLUGINS_DIR": str(libraries),
@@ -173,6 +180,10 @@ class RabbitServer(ServerBroker):
             raise BrokerError(f"rabbitmq-server gave an answer that was not understood: {answer[:500]}")
         lines = base64.b64decode(match[1] or "").split()
         return {base64.b64decode(line).decode(errors="replace") for line in lines}
+
+    def _epmd_answers(self) -> bool:
+        with socket.create_connection(("127.0.0.1", self._epmd_port), timeout=1.0):
+            return True
 
     def evaluate(self, expression: str) -> str:
         """Evaluate Erlang in the broker and return the answer as text; raises `BrokerError` if it fails."""

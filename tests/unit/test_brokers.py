@@ -17,8 +17,8 @@ import pytest
 from dse.testing.brokers import BrokerError, ExternalBroker, RabbitServer, RedisCluster, RedisSentinelSet, RedisServer
 from dse.testing.process import ServerProcess, find_program
 
-needs_redis = [pytest.mark.redis, pytest.mark.xdist_group("redis")]
-needs_rabbit = [pytest.mark.rabbit, pytest.mark.xdist_group("rabbit")]
+needs_redis = [pytest.mark.redis, pytest.mark.xdist_group("redis-brokers")]
+needs_rabbit = [pytest.mark.rabbit, pytest.mark.xdist_group("rabbit-brokers")]
 
 
 def wait_for(condition: Callable[[], bool], what: str, timeout: float = 15.0) -> None:
@@ -64,7 +64,7 @@ class TestRedis:
     def test_the_tests_of_one_broker_run_on_one_worker(self, request):
         """xdist drops groups without a word when it does not understand pytest's node ids."""
         if request.config.getoption("loadgroup", False):
-            assert request.node.nodeid.endswith("@redis")
+            assert request.node.nodeid.endswith("@redis-brokers")
 
     def test_it_answers_through_the_proxy(self, client):
         assert client.ping()
