@@ -27,7 +27,8 @@ __all__ = ["LIST_EXPIRY_MS", "Awaited", "Link", "Popper", "Scripts"]
 
 _log = logging.getLogger("dse.transport")
 
-LIST_EXPIRY_MS = 25_000  # more than two heartbeats of a listener that hangs; less than the 60 s that a crash may leave behind
+# More than two heartbeats of a listener that hangs, and less than the 60 s that a crash may leave something behind.
+LIST_EXPIRY_MS = 25_000
 """Lists expire this long after the last push, so that a crash leaves nothing."""
 
 _SUBSCRIPTION = frozenset({b"subscribe", b"unsubscribe", b"ssubscribe", b"sunsubscribe"})
