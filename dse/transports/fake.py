@@ -178,7 +178,7 @@ class _FakeSession(Session):
             self.transport.return_undelivered(parcel.address, parcel.data)
         elif parcel.attempted:  # ANYCAST: was taken from the queue, which gives each frame once
             if not self.transport.deliver(parcel.address, parcel.data):
-                self.broker.give_back(parcel)
+                self.broker.give_back(self, parcel)
         elif place is not None:
             self.taken += parcel.weight
             pair = (parcel.sender.transport, place)
@@ -311,8 +311,8 @@ class FakeBroker:
             place.bytes -= len(parcel.data)
             return parcel
 
-    def give_back(self, parcel: Parcel) -> None:
-        """Pass on a frame whose taker left the address at that moment: it is somebody else's now."""
+    def give_back(self, session: _FakeSession, parcel: Parcel) -> None:
+        """Pass on a frame whose taker is leaving the address at this moment: it is somebody else's now."""
         with self.lock:
             place = parcel.sender.bus.places.get(parcel.address)
             if place is None:
@@ -320,7 +320,10 @@ class FakeBroker:
             else:
                 place.waiting.appendleft(parcel)
                 place.bytes += len(parcel.data)
-                self._invite(place)
+                # Not the one that gives it back, which would take it again and again until it has left.
+                other = next((listener for listener in place.listeners if listener is not session), None)
+                if other is not None:
+                    self._put(other, place, 0)
         self.report()
 
     def answers(self, session: _FakeSession) -> bool:
