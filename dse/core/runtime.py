@@ -59,6 +59,7 @@ from dse.errors import DseError, NodeLost, NoSuchTable
 
 if TYPE_CHECKING:
     from dse.core.node import Node
+    from dse.core.service import _Host
 
 __all__ = ["Runtime"]
 
@@ -68,6 +69,8 @@ _POOL = 10_000  # bounded by what it serves: one thread for each serial queue an
 _LINGER = 0.05  # seconds between the last catalogue and the goodbye
 _LARGEST_CHANGE = 4 << 20
 _OVERHEAD = 1024  # bytes of a frame around an encoded change
+UNLISTEN_PATIENCE = 1.0
+"""Seconds that a stopping node gives the broker to take its services off their addresses; closing does it anyway."""
 _LOG_EVERY = 60.0  # seconds between two log lines about bad frames
 
 
@@ -126,8 +129,10 @@ class Runtime:
         """Undo everything, in the order that lets the others know early and lose nothing."""
         hosts = list(self.node.hosts.values())
         self.server.stop()
-        for host in hosts:
-            self._unlisten_service(host.service.service_id)
+        try:
+            self.control.run(lambda: self._unlisten_all(hosts), timeout=UNLISTEN_PATIENCE)
+        except TimeoutError:
+            _log.info("node %r: the broker does not answer; stopping without it", self.node.node_id)
         if hosts:
             self._retire()
         self.workers.close(max(0.1, deadline - time.monotonic()))
@@ -168,6 +173,10 @@ class Runtime:
     def announce(self) -> None:
         """What this node offers changed."""
         self.control_bus.announce()
+
+    def _unlisten_all(self, hosts: list[_Host]) -> None:
+        for host in hosts:
+            self._unlisten_service(host.service.service_id)
 
     def _unlisten_service(self, service_id: str) -> None:
         self.listeners.remove(service_address(service_id))
