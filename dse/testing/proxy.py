@@ -119,7 +119,8 @@ class CutProxy:
             closed, self._closed = self._closed, True
         if closed or self._owner != os.getpid():
             return
-        self._wake_in.send(b"x")
+        with contextlib.suppress(OSError):  # the thread may have seen it already, and ended
+            self._wake_in.send(b"x")
         self._thread.join()
         self._wake_in.close()
 
