@@ -126,7 +126,7 @@ class Membership:
     def changed(self, now: float) -> list[Effect]:
         """What this node offers changed: tell everybody."""
         self.version += 1
-        return [Send(CONTROL, self._catalogue(now))] if self._connected else []
+        return self._tell(now)
 
     def leave(self) -> list[Effect]:
         """Say that this node stops."""
@@ -142,7 +142,7 @@ class Membership:
         self._connected = True
         self._forgive(now)
         self._beat_at = now + self._jittered()
-        return [self._heartbeat(now), Send(CONTROL, self._catalogue(now))]
+        return [self._heartbeat(now), *self._tell(now)]
 
     # What is heard
 
@@ -178,6 +178,8 @@ class Membership:
 
     def catalogue_request(self, now: float, message: CatalogueRequest) -> list[Effect]:
         """A peer wants this node's catalogue."""
+        if self.state is not NodeState.JOINED:
+            return []
         return [Send(instance_address(message.instance), self._catalogue(now))]
 
     def left(self, now: float, message: Leave) -> None:
@@ -197,7 +199,7 @@ class Membership:
     def wakeup(self) -> float:
         """When `tick` has something to do next."""
         times = [self._beat_at, *self._answers.values()]
-        if self.state is NodeState.JOINING:
+        if self.state is NodeState.JOINING and self.clash is None:
             times.append(self._heard_self + JOIN_WINDOW)
         if self._connected and self._checks:
             times.append(self._checks[0][0])
@@ -212,6 +214,8 @@ class Membership:
         if self.state is NodeState.JOINING and now >= self._heard_self + JOIN_WINDOW and self.clash is None:
             self.state = NodeState.JOINED
             self._beat_at = now
+            if self.version:
+                effects += self._tell(now)
         if now >= self._beat_at and self.state is not NodeState.LEFT:
             self._beat_at = now + (JOIN_AGAIN if self.state is NodeState.JOINING else self._jittered())
             if self._connected:
@@ -228,14 +232,14 @@ class Membership:
 
     def _check(self, now: float, peer: Peer) -> None:
         """Look at how long a peer has been silent, or gone."""
-        silence = now - peer.last_heard
+        # The same sums as in `_check_later`: a difference could round to just before, and the check never end.
         if not peer.live:
-            if now - peer.gone_at >= REMEMBERED:
+            if now >= peer.gone_at + REMEMBERED:
                 self._forget(peer)
                 return
-        elif silence >= DEAD_AFTER * peer.interval:
+        elif now >= peer.last_heard + DEAD_AFTER * peer.interval:
             self._set_state(now, peer, NodeState.DEAD)
-        elif silence >= SUSPECT_AFTER * peer.interval:
+        elif now >= peer.last_heard + SUSPECT_AFTER * peer.interval:
             self._set_state(now, peer, NodeState.SUSPECT)
         self._check_later(peer)
 
@@ -263,6 +267,12 @@ class Membership:
         interval = self.interval
         message = Heartbeat(self.node_id, self.instance, now - self._started, interval, self.version, joining)
         return Send(CONTROL, message, ttl=interval * SUSPECT_AFTER)
+
+    def _tell(self, now: float) -> list[Effect]:
+        """Send the catalogue to everybody: only a node that has joined does, for that is what a catalogue proves."""
+        if not self._connected or self.state is not NodeState.JOINED:
+            return []
+        return [Send(CONTROL, self._catalogue(now))]
 
     def _catalogue(self, now: float) -> Catalogue:
         services, node_methods = self.catalogue()
