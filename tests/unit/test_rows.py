@@ -75,7 +75,7 @@ def test_rows_that_differ_have_different_digests() -> None:
         (None, None),
         ({"a": 1, "b": 2}, None),
         ((1, math.nan), "b"),
-        ((object(), 1), "a"),
+        ((1j, 1), "a"),
         (([], 1), "a"),
         ((1, {}), "b"),
         ((1, (2,)), "b"),
@@ -97,7 +97,7 @@ def test_a_row_that_does_not_fit_is_named_with_its_column(bad: Any, column: str 
     assert isinstance(caught.value, ValueError)
 
 
-@pytest.mark.parametrize("bad", ["ab", b"ab", None, 7, object()])
+@pytest.mark.parametrize("bad", ["ab", b"ab", None, 7, 1j])
 def test_what_are_no_rows_at_all_is_refused(bad: Any) -> None:
     with pytest.raises(RowError):
         read(bad)
