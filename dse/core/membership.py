@@ -26,7 +26,7 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 from typing import Any
 
 from dse.core.effects import Effect, Send
@@ -45,7 +45,7 @@ MAX_PEERS = 100_000
 LONGEST_INTERVAL = 3600.0
 
 
-class NodeState(Enum):
+class NodeState(StrEnum):
     """Where a node is in its life, as far as can be told from here."""
 
     JOINING = "JOINING"

@@ -19,7 +19,7 @@ import math
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 
 from dse.core import rows as row_rules
 from dse.core.effects import Effect, Listen, Send, Unlisten
@@ -49,7 +49,7 @@ ASK_LAST = 5.0
 BUFFER = 10_000  # changes that wait while a snapshot comes; beyond, the log is asked for them afterwards
 
 
-class ReplicaState(Enum):
+class ReplicaState(StrEnum):
     """How a replica stands to its publisher."""
 
     SYNCING = "SYNCING"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
+from random import Random
 from typing import Any
 
 import pytest
@@ -143,6 +144,20 @@ class Lossy(RuleBasedStateMachine):
         queue = self.subscribers[index].links[link]
         for _ in range(min(count, len(queue))):
             queue.popleft()
+
+    @rule(random=st.randoms(use_true_random=False), loss=st.sampled_from([0.0, 0.1, 0.5]))
+    def flow(self, random: Random, loss: float) -> None:
+        """Let what is under way arrive, and the answers to it, in any order of the links; some of it is lost."""
+        for _ in range(200):
+            open_links = [(s, name) for s in self.subscribers for name, queue in s.links.items() if queue]
+            if not open_links:
+                return
+            subscriber, link = random.choice(open_links)
+            if link != "listen" and random.random() < loss:
+                subscriber.links[link].popleft()
+            else:
+                self.deliver_one(subscriber, link)
+            self.replicas_hold_a_state_that_the_publisher_was_in()
 
     @rule(index=st.integers(0, 1))
     def cut(self, index: int) -> None:
@@ -295,7 +310,7 @@ class Lossy(RuleBasedStateMachine):
         self.carry_out(subscriber, effects)
 
     def deliver_all(self) -> None:
-        while any(queue for subscriber in self.subscribers for queue in subscriber.links.values()):
+        while any(queue for s in self.subscribers if s.connected for queue in s.links.values()):
             for subscriber in self.subscribers:
                 for link in subscriber.links:
                     self.deliver_one(subscriber, link)
@@ -314,17 +329,52 @@ class Lossy(RuleBasedStateMachine):
                 self.send(self.log.renew(self.now, subscriber.name, machine.version))
 
 
-@pytest.mark.parametrize("log_bytes", [0, 300, 1 << 18])
-@pytest.mark.parametrize("chunk_bytes", [1, 150])
-def test_replicas_are_right_at_any_time_and_equal_in_the_end(
-    monkeypatch: pytest.MonkeyPatch, log_bytes: int, chunk_bytes: int
-) -> None:
-    monkeypatch.setattr(tablelog, "LOG_BYTES", log_bytes)
-    monkeypatch.setattr(tablelog, "CHUNK_BYTES", chunk_bytes)
+@pytest.fixture(params=[(0, 1), (300, 150), (1 << 18, 1 << 18)], ids=["no log", "short log", "long log"])
+def sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How much the log holds, and a chunk."""
+    monkeypatch.setattr(tablelog, "LOG_BYTES", request.param[0])
+    monkeypatch.setattr(tablelog, "CHUNK_BYTES", request.param[1])
     monkeypatch.setattr(tablelog, "WINDOW", 2)
+
+
+@pytest.mark.usefixtures("sizes")
+def test_replicas_are_right_at_any_time_and_equal_in_the_end() -> None:
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         Lossy,
         settings=settings(
-            max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=100, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
         ),
     )
+
+
+@pytest.mark.usefixtures("sizes")
+@pytest.mark.parametrize("seed", range(40))
+def test_long_lives_with_much_loss_end_equal(seed: int) -> None:
+    """The same machine over hundreds of steps, with the likelihoods of a busy table on a bad network."""
+    random = Random(seed)
+    bus = Lossy()
+    bus.begin()
+
+    def some() -> set[Any]:
+        return set(random.sample(ROWS, random.randint(0, 8)))
+
+    for _ in range(300):
+        what = random.random()
+        if bus.log is None:
+            bus.publish(random.random() < 0.5)
+        elif what < 0.4:
+            bus.change(some(), some())
+        elif what < 0.45:
+            bus.replace(some())
+        elif what < 0.75:
+            bus.flow(random, random.choice([0.0, 0.02, 0.1, 0.5]))
+        elif what < 0.9:
+            bus.wait(random.choice([0.1, 0.6, 1.5, 6.0]))
+        elif what < 0.93:
+            bus.cut(random.randrange(2))
+        elif what < 0.98:
+            bus.mend(random.randrange(2))
+        else:
+            bus.unpublish()
+        bus.replicas_hold_a_state_that_the_publisher_was_in()
+    bus.teardown()
