@@ -8,6 +8,7 @@ Rules:
    `Accepted` for a call that the bus gave to any replica.
 3. A call that waits long asks its node whether it still has the request (a probe, first after `PROBE_FIRST` seconds or
    half its timeout). The bus keeps order between two nodes, so *unknown* means that the request or its answer was lost.
+   A call is not asked about before its request is `sent`: the question would overtake a large one.
 4. How far a call got is known at any time, for `CallTimeout` to say it.
 """
 
@@ -41,6 +42,7 @@ class Call:
     node_id: str | None
     handle: Any
     accepted: bool = False
+    sent: bool = False
     probe_delay: float = PROBE_FIRST
 
     def progress(self) -> str:
@@ -109,7 +111,7 @@ class PendingCalls:
                 del self.calls[call_id]
                 expired.append(call)
                 continue
-            if call.instance is not None:
+            if call.instance is not None and call.sent:
                 probes.append(Send(instance_address(call.instance), Probe(call_id, self.instance)))
             call.probe_delay = min(PROBE_LAST, call.probe_delay * 2)
             heapq.heappush(self._timers, (self._next(call, now), call_id))

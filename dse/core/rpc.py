@@ -311,6 +311,7 @@ class RpcClient:
             address = instance_address(call.instance)
         try:
             self._wire.send(address, request, ttl=left)
+            call.sent = True
         except TransportUnavailable:
             if not waiting.idempotent:
                 raise
@@ -415,7 +416,7 @@ class RpcClient:
         """The connection is back: send what waited for it, and ask about what was under way."""
         with self._lock:
             self._settled = time.monotonic() + _SETTLE
-            calls = [call for call in self._pending.calls.values() if call.id not in self._parked and call.instance]
+            calls = [call for call in self._pending.calls.values() if call.sent and call.instance]
             probes = [
                 (instance_address(call.instance), Probe(call.id, self._wire.instance))
                 for call in calls

@@ -14,7 +14,7 @@ from dse.core.messages import Probe, instance_address
 
 
 def call(number: int, timeout: float = 10.0, instance: str | None = "b/1", started: float = 0.0) -> Call:
-    return Call(number, "s", "m", started, started + timeout, instance, "b" if instance else None, None)
+    return Call(number, "s", "m", started, started + timeout, instance, "b" if instance else None, None, sent=True)
 
 
 def test_a_call_ends_once() -> None:
@@ -71,6 +71,16 @@ def test_a_call_that_nobody_has_yet_is_not_asked_for() -> None:
     pending.accepted(1, "c/1", "c")
     _, probes = pending.tick(pending.wakeup)
     assert [probe.address for probe in probes] == [instance_address("c/1")]
+
+
+def test_a_call_whose_request_is_still_being_sent_is_not_asked_for() -> None:
+    pending = PendingCalls("a/1")
+    large = call(1)
+    large.sent = False
+    pending.add(large)
+    assert pending.tick(PROBE_FIRST) == ([], [])
+    large.sent = True
+    assert len(pending.tick(pending.wakeup)[1]) == 1
 
 
 def test_an_unknown_call_has_ended_if_it_was_with_that_node() -> None:
