@@ -14,7 +14,7 @@ from typing import Any
 from dse.core.connection import Session
 from dse.core.transport import Address, Capabilities, ConnectionState, Delivery, Transport
 from dse.errors import TransportUnavailable
-from dse.transports.fake import FakeTransport, _FakeSession
+from dse.transports.fake import FakeTransport, Parcel, _FakeSession
 
 DIRECT, ANYCAST, FANOUT = Delivery.DIRECT, Delivery.ANYCAST, Delivery.FANOUT
 
@@ -185,18 +185,19 @@ class Duplicates(FakeTransport):
 
 
 class _AnycastLeaks(_FakeSession):
-    def unlisten(self, address: Address) -> None:
-        if address.delivery is ANYCAST:
-            with self.broker.lock:
-                place = self.bus.places.get(address)
-                if place is not None and place.waiting:
-                    place.bytes -= len(place.waiting.popleft().data)
-        super().unlisten(address)
+    _fetched = 0
+
+    def _deliver(self, parcel: Parcel) -> None:
+        if parcel.attempted and not parcel.returned:  # fetched from the queue that listeners share
+            self._fetched += 1
+            if self._fetched % 50 == 0:
+                return
+        super()._deliver(parcel)
 
 
 @breaks("TestAtMostOnce")
 class AnycastLeaks(FakeTransport):
-    """A listener that leaves keeps a frame that it had prefetched."""
+    """Of what a listener fetched from the shared queue, one frame in fifty never reaches its handler."""
 
     def session(self) -> Session:
         return _AnycastLeaks(self, super().session().broker)  # type: ignore[attr-defined]
