@@ -156,8 +156,8 @@ class TestCalls(Contract):
         node, other = network.pair({}, {"remote": Worker})
         began = time.monotonic()
         with pytest.raises(CallTimeout, match=other.node_id) as caught:
-            node.call("remote", "hold", {"key": "held"}, timeout=0.5)
-        assert 0.5 <= time.monotonic() - began < 0.5 + PROMPT
+            node.call("remote", "hold", {"key": "held"}, timeout=3)  # time to ask the callee, on a busy machine too
+        assert 3 <= time.monotonic() - began < 3 + PROMPT
         assert isinstance(caught.value, TimeoutError)
         assert "accepted" in str(caught.value)
         began = time.monotonic()
