@@ -345,7 +345,7 @@ def in_words(error: BaseException, timeout: float) -> str | None:
         (ssl.SSLCertVerificationError, f"shows a TLS certificate that is not trusted: {_tls_reason(error)}"),
         (ssl.SSLError, f"cannot be spoken to in TLS: {_tls_reason(error)}"),
         (socket.gaierror, "has a host name that cannot be resolved"),
-        (TimeoutError, f"did not answer within {timeout:.3g} s"),
+        (TimeoutError, f"did not answer within {round(timeout, 1):g} s"),
         (ConnectionRefusedError, "refused the connection"),
         (FileNotFoundError, "has no such socket"),
         (ConnectionResetError, "closed the connection without an answer"),

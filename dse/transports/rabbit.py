@@ -418,7 +418,7 @@ def _explain(error: BaseException, vhost: str, waited: float) -> str:
     """Say in words what is wrong with a broker."""
     text = str(getattr(error, "reply_text", None) or error)
     if isinstance(error, TimeoutError):
-        return f"did not answer within {waited:.3g} s"
+        return f"did not answer within {round(waited, 1):g} s"
     if isinstance(error, ConnectionRefusedError):
         return "refused the connection"
     if isinstance(error, socket.gaierror):

@@ -114,7 +114,7 @@ def refusal(bus: Bus, url: str) -> str:
     begun = time.monotonic()
     with pytest.raises(TransportUnavailable) as caught:
         transport.open()
-    assert time.monotonic() - begun < transport.connect_timeout + 0.5
+    assert time.monotonic() - begun < transport.connect_timeout + 2.0  # what a busy machine adds
     assert SECRET not in str(caught.value)
     assert SECRET not in repr(caught.value)
     assert SECRET not in repr(transport.url)
