@@ -95,7 +95,8 @@ class _Place:
 
     def __init__(self, address: Address) -> None:
         self.address = address
-        self.listeners: OrderedDict[_FakeSession, None] = OrderedDict()  # ANYCAST: the next in turn is first
+        # How many invitations each holds that it has not answered; ANYCAST: the next in turn is first.
+        self.listeners: OrderedDict[_FakeSession, int] = OrderedDict()
         # ANYCAST: frames nobody has taken. Each has an invitation (this place) in some listener's inbox; whoever comes
         # first takes the oldest, so that an invitation too many does no harm.
         self.waiting: deque[Parcel] = deque()
@@ -267,7 +268,7 @@ class FakeBroker:
                 place = session.bus.places.get(address)
                 if place is None:
                     place = session.bus.places[address] = _Place(address)
-                place.listeners[session] = None
+                place.listeners.setdefault(session, 0)
                 session.places[address] = place
 
     def unlisten(self, session: _FakeSession, address: Address, timeout: float) -> None:
@@ -305,7 +306,10 @@ class FakeBroker:
     def take(self, session: _FakeSession, place: _Place) -> Parcel | None:
         """Return the oldest frame that waits at an ANYCAST address, if the session still listens there."""
         with self.lock:
-            if not place.waiting or session not in place.listeners:
+            if session not in place.listeners:
+                return None  # its invitations went to the others when it left
+            place.listeners[session] = max(0, place.listeners[session] - 1)
+            if not place.waiting:
                 return None
             parcel = place.waiting.popleft()
             place.bytes -= len(parcel.data)
@@ -321,8 +325,10 @@ class FakeBroker:
                 place.waiting.appendleft(parcel)
                 place.bytes += len(parcel.data)
                 # Not the one that gives it back, which would take it again and again until it has left.
-                other = next((listener for listener in place.listeners if listener is not session), None)
-                if other is not None:
+                other = next((listener for listener in place.listeners if listener is not session), session)
+                if other in place.listeners:
+                    place.listeners[other] += 1
+                if other is not session:
                     self._put(other, place, 0)
         self.report()
 
@@ -482,6 +488,7 @@ class FakeBroker:
         """Let the next listener in turn take a frame."""
         listener = next(iter(place.listeners))
         place.listeners.move_to_end(listener)
+        place.listeners[listener] += 1
         if place.bytes > _INBOX_BYTES:
             self._lose(listener, ConnectionAbortedError(f"slow consumer: {place.bytes:,} bytes waited"))
         else:
@@ -502,8 +509,9 @@ class FakeBroker:
 
     def _leave(self, session: _FakeSession, place: _Place) -> None:
         """Take a listener off a place; what it was to take goes to the others, or back to the senders."""
-        place.listeners.pop(session, None)
-        for _ in range(len(place.waiting)):
+        # Only the invitations it still held: more for every one that leaves would drown those that stay.
+        invitations = place.listeners.pop(session, 0)
+        for _ in range(min(invitations, len(place.waiting))):
             if not place.listeners:
                 break
             self._invite(place)

@@ -359,6 +359,30 @@ class TestAtMostOnce(Contract):
         assert numbers(listener.frames(where)[:3000]) == {0: list(range(3000))}
         assert listener.count(where) == 3001
 
+    def test_listeners_that_come_and_go_do_not_drown_the_one_that_stays(self, connect: Connect) -> None:
+        stable, fickle, sender = connect(), connect(), connect()
+        where = address(ANYCAST)
+        release, busy = threading.Event(), threading.Event()
+
+        def block(_where: Address, _frame: bytes) -> None:
+            busy.set()
+            release.wait(DEADLINE)
+
+        stable.on_frame = block
+        stable.listen(where)
+        try:
+            for turn in range(1000):
+                sender.send(where, numbered(0, turn))
+            assert busy.wait(DEADLINE)
+            for _ in range(150):
+                fickle.listen(where)
+                fickle.unlisten(where)
+        finally:
+            release.set()
+        wait_total([stable, fickle], where, 1000)
+        got = Counter(stable.frames(where)) + Counter(fickle.frames(where))
+        assert got == Counter(numbered(0, turn) for turn in range(1000))
+
     @needs("multiprocess")
     def test_an_echo_in_another_process_answers_each_frame_once(self, connect: Connect, start_peer: StartPeer) -> None:
         here, peer = connect(), start_peer()
