@@ -32,7 +32,7 @@ from dse.core.transport import Address, ConnectionState, Delivery, Transport, Tr
 from dse.core.url import TransportUrl
 from dse.errors import ConfigError, FrameTooLarge, InvalidUrl, TransportError, TransportUnavailable
 
-__all__ = ["JOIN_TIMEOUT", "BrokerTransport", "Session", "backoff", "seconds", "wire_name"]
+__all__ = ["JOIN_TIMEOUT", "BrokerTransport", "Session", "backoff", "flag", "seconds", "wire_name"]
 
 _log = logging.getLogger("dse.transport")
 
@@ -48,6 +48,15 @@ def seconds(text: str) -> float:
     if not (math.isfinite(value) and value > 0):
         raise ValueError(f"{text!r} is not a positive number of seconds")
     return value
+
+
+def flag(text: str) -> bool:
+    """Read a URL option that is on or off."""
+    if text.lower() in ("1", "true", "yes", "on"):
+        return True
+    if text.lower() in ("0", "false", "no", "off"):
+        return False
+    raise ValueError(f"{text!r} is neither true nor false")
 
 
 def wire_name(bus: str, address: Address) -> str:

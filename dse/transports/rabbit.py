@@ -28,7 +28,7 @@ from urllib.parse import quote
 
 import amqp
 
-from dse.core.connection import BrokerTransport, Session, wire_name
+from dse.core.connection import BrokerTransport, Session, flag, wire_name
 from dse.core.transport import Address, Capabilities, Delivery, TransportEvents
 from dse.core.url import TransportUrl
 from dse.errors import InvalidUrl, TransportUnavailable
@@ -52,14 +52,6 @@ class Blocked(TransportUnavailable):
     """The broker is short of memory or disk space and takes no messages; the connection itself is sound."""
 
 
-def _flag(text: str) -> bool:
-    value = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
-    try:
-        return value[text.lower()]
-    except KeyError:
-        raise ValueError(f"{text!r} is neither true nor false") from None
-
-
 class RabbitTransport(BrokerTransport):
     """The driver. Options besides the usual: ssl_ca_certs, ssl_certfile, ssl_keyfile (paths), ssl_check_hostname."""
 
@@ -70,7 +62,7 @@ class RabbitTransport(BrokerTransport):
         "ssl_ca_certs": str,
         "ssl_certfile": str,
         "ssl_keyfile": str,
-        "ssl_check_hostname": _flag,
+        "ssl_check_hostname": flag,
     }
     connection_errors: ClassVar[tuple[type[BaseException], ...]] = (OSError, amqp.AMQPError)
 

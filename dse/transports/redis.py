@@ -24,7 +24,7 @@ from urllib.parse import quote
 from redis.crc import key_slot
 from redis.exceptions import RedisError
 
-from dse.core.connection import BrokerTransport, Session, wire_name
+from dse.core.connection import BrokerTransport, Session, flag, wire_name
 from dse.core.transport import Address, Capabilities, Delivery, TransportEvents, TransportUrl
 from dse.errors import InvalidUrl, TransportUnavailable
 from dse.transports._redis_discovery import Found, find_cluster, find_master
@@ -40,14 +40,6 @@ _PORT = 6379
 _SENTINEL_PORT = 26379
 
 
-def _flag(text: str) -> bool:
-    if text.lower() in ("1", "true", "yes", "on"):
-        return True
-    if text.lower() in ("0", "false", "no", "off"):
-        return False
-    raise ValueError(f"{text!r} is neither true nor false")
-
-
 class RedisTransport(BrokerTransport):
     """A transport over one Redis server, the master that a Sentinel names, or a Redis Cluster; Redis 6 or later.
 
@@ -56,11 +48,11 @@ class RedisTransport(BrokerTransport):
 
     capabilities = Capabilities(undeliverable=True, max_frame=8 * 2**20, survives_broker_restart=True)
     options: ClassVar[Mapping[str, Callable[[str], Any]]] = {
-        "ssl": _flag,
+        "ssl": flag,
         "ssl_ca_certs": str,
         "ssl_certfile": str,
         "ssl_keyfile": str,
-        "ssl_check_hostname": _flag,
+        "ssl_check_hostname": flag,
         "sentinel_username": str,
         "sentinel_password": str,
     }
