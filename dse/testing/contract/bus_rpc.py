@@ -26,7 +26,7 @@ from dse.errors import (
 from dse.testing.contract.bus_network import BEAT, MARGIN, Network, together
 from dse.testing.contract.bus_services import KnownError, Worker
 from dse.testing.contract.fixtures import Contract, within
-from dse.testing.contract.recorder import DEADLINE, PROMPT, eventually
+from dse.testing.contract.recorder import DEADLINE, PROMPT, assert_each_once, eventually
 
 __all__ = ["TestCalls", "TestLoad", "TestLostCallee"]
 
@@ -260,7 +260,7 @@ class TestLoad(Contract):
                 assert node.call("remote", "echo", {"value": key}) == key
 
         together(*(lambda mine=mine: call(mine) for mine in keys))
-        assert sorted(other.ask("remote", "ran")) == sorted(key for mine in keys for key in mine)
+        assert_each_once(other.ask("remote", "ran"), (key for mine in keys for key in mine))
 
     def test_methods_run_at_the_same_time(self, network: Network) -> None:
         node, other = network.pair({}, {"remote": Worker})

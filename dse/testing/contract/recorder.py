@@ -6,13 +6,24 @@ import os
 import threading
 import time
 import uuid
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable, Sequence
 
 from dse.core.transport import Address, ConnectionState, Delivery, Transport
 from dse.core.url import TransportUrl
 
-__all__ = ["DEADLINE", "PROMPT", "Client", "Recorder", "address", "eventually", "wait_total", "with_options"]
+__all__ = [
+    "DEADLINE",
+    "PROMPT",
+    "Client",
+    "Recorder",
+    "address",
+    "assert_each_once",
+    "assert_in_order",
+    "eventually",
+    "wait_total",
+    "with_options",
+]
 
 DEADLINE = float(os.environ.get("DSE_CONTRACT_DEADLINE", "20"))
 """Seconds until a test gives up on something that must happen; generous, for a machine under load."""
@@ -204,3 +215,40 @@ def wait_total(clients: Sequence[Recorder], address: Address, count: int) -> Non
         eventually(lambda: total() >= count, f"{count} frames")
     except AssertionError as error:
         raise AssertionError(f"{error}; listeners have {[client.count(address) for client in clients]}") from None
+
+
+# Of thousands of items pytest's own comparison, which in CI spells out every difference, takes minutes.
+
+
+def assert_each_once(got: Iterable[Hashable], expected: Iterable[Hashable]) -> None:
+    """Fail unless the items are the expected ones, as often as expected, in any order; say briefly what differs."""
+    have, want = Counter(got), Counter(expected)
+    if have == want:
+        return
+    missing, extra = want - have, have - want
+    raise AssertionError(
+        f"of {want.total():,} items {missing.total():,} are missing{_first(missing)}"
+        f" and {extra.total():,} are too many{_first(extra)}"
+    )
+
+
+def assert_in_order(got: Sequence[object], expected: Sequence[object]) -> None:
+    """Fail unless the items are the expected ones in their order; say briefly where they part."""
+    if list(got) == list(expected):
+        return
+    where = next(
+        (n for n, (a, b) in enumerate(zip(got, expected, strict=False)) if a != b), min(len(got), len(expected))
+    )
+    raise AssertionError(
+        f"{len(got):,} items for {len(expected):,}; they part at number {where:,}:"
+        f" {_brief(got[where : where + 3])} instead of {_brief(expected[where : where + 3])}"
+    )
+
+
+def _first(items: Iterable[object]) -> str:
+    some = list(items)[:3]
+    return f" ({_brief(some)}, …)" if some else ""
+
+
+def _brief(items: Sequence[object]) -> str:
+    return ", ".join(f"{text[:60]}{'…' * (len(text) > 60)}" for text in map(repr, items)) or "nothing"

@@ -21,7 +21,7 @@ from dse.testing.contract.fixtures import (
     each_delivery,
     needs,
 )
-from dse.testing.contract.recorder import DEADLINE, address, wait_total
+from dse.testing.contract.recorder import DEADLINE, address, assert_each_once, assert_in_order, wait_total
 
 __all__ = ["TestAtMostOnce", "TestDelivery", "TestOrder"]
 
@@ -63,6 +63,14 @@ def numbers(frames: Iterable[bytes]) -> dict[int, list[int]]:
     return found
 
 
+def assert_numbers(frames: Iterable[bytes], *, senders: int, count: int) -> None:
+    """Fail unless these are the numbers 0 to count - 1 of each sender, each sender's in order."""
+    found = numbers(frames)
+    assert sorted(found) == list(range(senders)), "not every sender was heard"
+    for got in found.values():
+        assert_in_order(got, range(count))
+
+
 class TestDelivery(Contract):
     """DIRECT and ANYCAST reach exactly one listener, FANOUT each listener once, the sender too if it listens."""
 
@@ -96,8 +104,8 @@ class TestDelivery(Contract):
         wait_total(listeners, where, 400)
         for sender in senders:
             sender.mark(done, *listeners)
-        got = Counter(frame for listener in listeners for frame in listener.frames(where))
-        assert got == Counter(b"%d" % number for number in range(400))
+        got = [frame for listener in listeners for frame in listener.frames(where)]
+        assert_each_once(got, (b"%d" % number for number in range(400)))
 
     def test_anycast_goes_on_with_the_listeners_that_remain(self, connect: Connect) -> None:
         where, sender = address(ANYCAST), connect()
@@ -112,8 +120,8 @@ class TestDelivery(Contract):
             for number in range(50):
                 sender.send(where, b"%d/%d" % (turn, number))
             wait_total(listeners, where, 50 * (turn + 1))
-        got = Counter(frame for listener in listeners for frame in listener.frames(where))
-        assert got == Counter(b"%d/%d" % (turn, number) for turn in range(3) for number in range(50))
+        got = [frame for listener in listeners for frame in listener.frames(where)]
+        assert_each_once(got, (b"%d/%d" % (turn, number) for turn in range(3) for number in range(50)))
 
     def test_fanout_reaches_every_listener_once_the_sender_too(self, connect: Connect) -> None:
         where = address(FANOUT)
@@ -128,7 +136,7 @@ class TestDelivery(Contract):
             client.wait_count(120, where)
         deaf.mark(where, *clients)
         for client in clients:
-            assert numbers(client.frames(where)[:120]) == {number: list(range(20)) for number in range(6)}
+            assert_numbers(client.frames(where)[:120], senders=6, count=20)
             assert client.count(where) == 121
         assert not deaf.all_frames()
 
@@ -189,11 +197,11 @@ class TestDelivery(Contract):
         here.wait_count(100, back)
         for peer in peers:
             peer.wait_count(100, fanout)
-            assert peer.frames(fanout) == everything
-        assert peers[0].frames(direct) == everything
+            assert_in_order(peer.frames(fanout), everything)
+        assert_in_order(peers[0].frames(direct), everything)
         assert not peers[1].frames(direct)
         here.mark(fanout, here)
-        assert sorted(here.frames(back)) == sorted(everything)
+        assert_each_once(here.frames(back), everything)
 
 
 class TestOrder(Contract):
@@ -221,7 +229,7 @@ class TestOrder(Contract):
         run_together([send(number) for number in range(len(senders))])
         for where in addresses:
             listener.wait_count(count * len(senders), where)
-            assert numbers(listener.frames(where)) == {n: list(range(count)) for n in range(len(senders))}
+            assert_numbers(listener.frames(where), senders=len(senders), count=count)
 
     @each_delivery
     def test_order_holds_for_each_of_several_listeners(self, connect: Connect, delivery: Delivery) -> None:
@@ -243,7 +251,7 @@ class TestOrder(Contract):
         wait_total(listeners, where, count * len(senders) * copies)
         for listener in listeners:
             for got in numbers(listener.frames(where)).values():
-                assert got == sorted(got)
+                assert_in_order(got, sorted(got))
 
     @each_delivery
     def test_order_holds_over_threads_that_take_turns(self, connect: Connect, delivery: Delivery) -> None:
@@ -262,7 +270,7 @@ class TestOrder(Contract):
 
         run_together([job] * 4)
         listener.wait_count(400, where)
-        assert numbers(listener.frames(where)) == {0: list(range(400))}
+        assert_numbers(listener.frames(where), senders=1, count=400)
 
     @each_delivery
     def test_ttl_does_not_change_the_order(self, connect: Connect, delivery: Delivery) -> None:
@@ -272,7 +280,7 @@ class TestOrder(Contract):
         for turn in range(300):
             sender.send(where, numbered(0, turn), (None, 60.0, 600.0)[turn % 3])
         listener.wait_count(300, where)
-        assert numbers(listener.frames(where)) == {0: list(range(300))}
+        assert_numbers(listener.frames(where), senders=1, count=300)
 
 
 class TestAtMostOnce(Contract):
@@ -304,8 +312,8 @@ class TestAtMostOnce(Contract):
         for listener in listeners:
             listener.listen(done)
         sender.mark(done, *listeners)
-        expected = {numbered(n, turn): copies for n in range(threads) for turn in range(count)}
-        assert Counter(frame for listener in listeners for frame in listener.frames(where)) == expected
+        expected = [numbered(n, turn) for n in range(threads) for turn in range(count)] * copies
+        assert_each_once((frame for listener in listeners for frame in listener.frames(where)), expected)
         assert not sender.all_returned()
 
     @each_delivery
@@ -333,7 +341,7 @@ class TestAtMostOnce(Contract):
         wait_total(both, where, 2000)
         sender.mark(where, stable)
         got = [frame for client in both for frame in client.frames(where) if not frame.startswith(b"marker")]
-        assert Counter(got) == Counter(numbered(0, turn) for turn in range(2000))
+        assert_each_once(got, (numbered(0, turn) for turn in range(2000)))
         assert max(Counter(fickle.frames(where)).values(), default=1) == 1
 
     @each_delivery
@@ -356,7 +364,7 @@ class TestAtMostOnce(Contract):
             release.set()
         listener.wait_count(3000, where)
         sender.mark(where, listener)
-        assert numbers(listener.frames(where)[:3000]) == {0: list(range(3000))}
+        assert_numbers(listener.frames(where)[:3000], senders=1, count=3000)
         assert listener.count(where) == 3001
 
     def test_listeners_that_come_and_go_do_not_drown_the_one_that_stays(self, connect: Connect) -> None:
@@ -380,8 +388,8 @@ class TestAtMostOnce(Contract):
         finally:
             release.set()
         wait_total([stable, fickle], where, 1000)
-        got = Counter(stable.frames(where)) + Counter(fickle.frames(where))
-        assert got == Counter(numbered(0, turn) for turn in range(1000))
+        got = stable.frames(where) + fickle.frames(where)
+        assert_each_once(got, (numbered(0, turn) for turn in range(1000)))
 
     @needs("multiprocess")
     def test_an_echo_in_another_process_answers_each_frame_once(self, connect: Connect, start_peer: StartPeer) -> None:
@@ -394,5 +402,5 @@ class TestAtMostOnce(Contract):
         here.wait_count(1000, back)
         here.send(there, b"the last")
         here.wait_frame(back, b"the last")
-        assert numbers(here.frames(back)[:1000]) == {0: list(range(1000))}
+        assert_numbers(here.frames(back)[:1000], senders=1, count=1000)
         assert here.count(back) == 1001

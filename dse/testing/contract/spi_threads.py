@@ -12,7 +12,7 @@ import pytest
 
 from dse.core.transport import Address, Delivery
 from dse.testing.contract.fixtures import DELIVERIES, DIRECT, FANOUT, Connect, Contract, bounded, each_delivery, needs
-from dse.testing.contract.recorder import DEADLINE, PROMPT, Client, address
+from dse.testing.contract.recorder import DEADLINE, PROMPT, Client, address, assert_in_order
 from dse.testing.contract.spi_delivery import run_together
 
 __all__ = ["TestThreads"]
@@ -81,7 +81,7 @@ class TestThreads(Contract):
                 sender.send(where, bytes([number]))
             listener.wait_count(100, where)
             sender.mark(where, listener)
-        assert listener.frames(where)[:100] == [bytes([number]) for number in range(100)]
+        assert_in_order(listener.frames(where)[:100], [bytes([number]) for number in range(100)])
         assert len(listener.states) == 1, "the connection was lost"
         assert [record for record in caplog.records if record.exc_info], "nothing was logged"
 
@@ -123,7 +123,7 @@ class TestThreads(Contract):
         for number in range(300):
             asker.send(there, b"%d" % number)
         asker.wait_count(300, back)
-        assert asker.frames(back) == [b"%d" % number for number in range(300)]
+        assert_in_order(asker.frames(back), [b"%d" % number for number in range(300)])
 
     @each_delivery
     def test_a_handler_may_listen_and_unlisten(self, connect: Connect, delivery: Delivery) -> None:
@@ -250,7 +250,7 @@ class TestThreads(Contract):
         run_together(jobs)
         for where in steady:
             client.wait_count(500, where)
-            assert client.frames(where) == [b"%d" % number for number in range(500)]
+            assert_in_order(client.frames(where), [b"%d" % number for number in range(500)])
 
 
 def _exchange(client: Client, where: Address) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from dse.core.transport import Address, Delivery
 from dse.testing.contract.fixtures import ANYCAST, DIRECT, FANOUT, Connect, Contract, StartPeer, needs
-from dse.testing.contract.recorder import DEADLINE, Client, address, eventually
+from dse.testing.contract.recorder import DEADLINE, Client, address, assert_each_once, eventually
 
 __all__ = ["TestUndeliverable"]
 
@@ -65,9 +65,7 @@ class TestUndeliverable(Contract):
         sender.wait_for(lambda: len(sender.all_returned()) >= 500, "500 reports")
         report_time(sender, unheard[0], b"marker")
         expected = [(unheard[number % 10], b"%d" % number) for number in range(500)] + [(unheard[0], b"marker")]
-        got = sender.all_returned()
-        assert len(got) == len(expected)
-        assert set(got) == set(expected)
+        assert_each_once(sender.all_returned(), expected)
 
     @needs("undeliverable")
     @point_to_point
@@ -144,7 +142,7 @@ class TestUndeliverable(Contract):
         for number in range(100):
             sender.send(where, b"%d" % number)
         listener.wait_count(100, second_choice)
-        assert sorted(listener.frames(second_choice)) == sorted(b"%d" % number for number in range(100))
+        assert_each_once(listener.frames(second_choice), (b"%d" % number for number in range(100)))
 
     @needs("undeliverable", "multiprocess")
     def test_after_the_listening_process_was_killed_frames_are_reported(
