@@ -31,7 +31,7 @@ def wait_for(condition: Callable[[], bool], what: str, timeout: float = 15.0) ->
 def alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # it is gone, or went between the opening and the reading
         return False
 
 
