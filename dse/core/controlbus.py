@@ -52,6 +52,7 @@ class ControlBus:
         own_infos: Callable[[], list[DataServiceInfo]],
         on_event: Callable[[list[PeerEvent]], None],
         on_clash: Callable[[str], None],
+        on_resumed: Callable[[], None],
     ) -> None:
         self._machine = machine
         self._wire = wire
@@ -61,12 +62,14 @@ class ControlBus:
         self._own_infos = own_infos
         self._on_event = on_event
         self._on_clash = on_clash
+        self._on_resumed = on_resumed
         self._changed = threading.Condition()
         self._infos: dict[str, dict[str, DataServiceInfo]] = {}  # instance -> its services
         self._announcing = False
         self._clash_told = False
         self.members: Mapping[str, Member] = {}  # live peers by instance
         self.replicas: Mapping[str, Sequence[Member]] = {}  # live peers by service_id, JOINED before SUSPECT
+        self.preferred: Mapping[str, Sequence[Member]] = {}  # of these the JOINED, or all where there is none
 
     # Life
 
@@ -168,7 +171,7 @@ class ControlBus:
             machine = self._machine
             peers = sorted(machine.peers.values(), key=lambda peer: (peer.live, peer.last_heard))
             infos = dict(self._infos)
-            state = NodeState.LEFT if machine.state is NodeState.LEFT else machine.state
+            state = NodeState.LEFT if machine.passive else machine.state
         own = NodeStatus(machine.node_id, machine.instance, state, 0.0, tuple(self._own_infos()))
         others = {
             peer.node_id: NodeStatus(
@@ -189,7 +192,7 @@ class ControlBus:
 
     def _step(self, step: Callable[[float], list[Effect]]) -> None:
         with self._changed:
-            before = self._machine.state
+            before, resumed = self._machine.state, self._machine.resumed
             effects = step(time.monotonic())
             events, self._machine.events = self._machine.events, []
             clash = None if self._clash_told else self._machine.clash
@@ -199,6 +202,7 @@ class ControlBus:
             if events or clash or before is not self._machine.state:
                 self._changed.notify_all()
             wakeup = self._machine.wakeup
+            resumed = self._machine.resumed - resumed
         self._timers.set(self._timer, wakeup)
         if effects:
             sends = [effect for effect in effects if isinstance(effect, Send)]
@@ -211,23 +215,37 @@ class ControlBus:
             self._on_event(events)
         if clash is not None:
             self._on_clash(clash)
+        if resumed:
+            self._on_resumed()
 
     def _rebuild(self, events: list[PeerEvent]) -> None:
+        """Follow the machine at the cost of what changed, for a large bus joins node by node."""
+        peers = self._machine.peers
+        members = dict(self.members)
+        changed = {event.peer.instance: event.peer for event in events}
         for event in events:
-            peer = event.peer
-            if peer.instance not in self._machine.peers:
-                self._infos.pop(peer.instance, None)
-            elif event.before is peer.state or event.before is None:
-                self._infos[peer.instance] = _read_infos(peer)
-        self._infos = {i: infos for i, infos in self._infos.items() if i in self._machine.peers}
-        live = [peer for peer in self._machine.peers.values() if peer.live]
-        members = {peer.instance: Member(peer, self._infos.get(peer.instance, {})) for peer in live}
-        replicas: dict[str, list[Member]] = {}
-        for member in sorted(members.values(), key=lambda m: (m.state is NodeState.SUSPECT, m.instance)):
-            if member.state is not NodeState.JOINING:
-                for service_id in member.services:
-                    replicas.setdefault(service_id, []).append(member)
-        self.members, self.replicas = members, replicas
+            if event.before is event.peer.state or event.before is None:
+                self._infos[event.peer.instance] = _read_infos(event.peer)
+        touched: dict[str, list[Member]] = {}  # service_id -> its members among those that changed
+        for instance, peer in changed.items():
+            before = members.pop(instance, None)
+            for service_id in before.services if before is not None else ():
+                touched.setdefault(service_id, [])
+            if peer.live and instance in peers:
+                member = members[instance] = Member(peer, self._infos.get(instance, {}))
+                for service_id in member.services if member.state is not NodeState.JOINING else ():
+                    touched.setdefault(service_id, []).append(member)
+        if len(self._infos) > len(peers):  # some were forgotten
+            self._infos = {instance: infos for instance, infos in self._infos.items() if instance in peers}
+        replicas, preferred = dict(self.replicas), dict(self.preferred)
+        for service_id, new in touched.items():
+            kept = [member for member in replicas.pop(service_id, ()) if member.instance not in changed]
+            found = sorted([*kept, *new], key=lambda member: (member.state is NodeState.SUSPECT, member.instance))
+            preferred.pop(service_id, None)
+            if found:
+                replicas[service_id] = found
+                preferred[service_id] = [m for m in found if m.state is NodeState.JOINED] or found
+        self.members, self.replicas, self.preferred = members, replicas, preferred
 
 
 def _read_infos(peer: Peer) -> dict[str, DataServiceInfo]:

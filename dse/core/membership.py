@@ -17,6 +17,9 @@ Rules:
    stops. Ages less than `SAME_AGE` apart cannot be told apart through the bus; then the instance that sorts first
    stays.
 7. A new instance of a node_id that has JOINED proves that the old one is gone (rule 6 would have stopped it).
+8. A passive observer is not on the bus: it says nothing of itself, so that nobody knows it. It asks everybody for
+   their catalogues, instead of joining, and ages its peers like any node. It is ready (to itself JOINED) when a node
+   would have joined.
 """
 
 from __future__ import annotations
@@ -95,11 +98,13 @@ class Membership:
     base_interval: float
     catalogue: Callable[[], tuple[list[dict[str, Any]], list[str]]]
     rng: random.Random = field(default_factory=random.Random)
+    passive: bool = False
     state: NodeState = NodeState.JOINING
     clash: str | None = None  # the instance this node yields to
     version: int = 0
     peers: dict[str, Peer] = field(default_factory=dict)  # by instance
     events: list[PeerEvent] = field(default_factory=list)  # taken by the runtime
+    resumed: int = 0  # how often this node found that it had not run for a while
     _started: float = 0.0
     _heard_self: float = math.inf
     _beat_at: float = math.inf
@@ -121,7 +126,7 @@ class Membership:
         """Begin to join."""
         self._started = self._last_tick = now
         self._beat_at = now + JOIN_AGAIN
-        return [self._heartbeat(now)]
+        return self._beat(now)
 
     def changed(self, now: float) -> list[Effect]:
         """What this node offers changed: tell everybody."""
@@ -131,7 +136,7 @@ class Membership:
     def leave(self) -> list[Effect]:
         """Say that this node stops."""
         self.state = NodeState.LEFT
-        return [Send(CONTROL, Leave(self.node_id, self.instance))]
+        return [] if self.passive else [Send(CONTROL, Leave(self.node_id, self.instance))]
 
     def disconnected(self) -> None:
         """This node's connection broke."""
@@ -142,6 +147,8 @@ class Membership:
         self._connected = True
         self._forgive(now)
         self._beat_at = now + self._jittered()
+        if self.passive:
+            return [self._ask_everybody()]  # who joined meanwhile
         return [self._heartbeat(now), *self._tell(now)]
 
     # What is heard
@@ -156,10 +163,8 @@ class Membership:
         if peer is None:
             return effects
         peer.announced = max(peer.announced, message.catalogue)
-        if message.joining and message.instance not in self._answers:
-            spread = self._live / HEARTBEATS_PER_SECOND if self._live > HEARTBEATS_PER_SECOND / 4 else 0.0
-            self._answers[message.instance] = now + self.rng.random() * spread
-            effects += self._answer(now)
+        if message.joining:
+            effects += self._answer_soon(now, message.instance)
         return effects + self._ask_catalogue(now, peer)
 
     def catalogue_of(self, now: float, message: Catalogue) -> list[Effect]:
@@ -177,9 +182,14 @@ class Membership:
         return effects
 
     def catalogue_request(self, now: float, message: CatalogueRequest) -> list[Effect]:
-        """A peer wants this node's catalogue."""
-        if self.state is not NodeState.JOINED:
+        """Somebody wants this node's catalogue."""
+        if message.instance == self.instance:
+            self._heard_self = min(self._heard_self, now)
             return []
+        if self.state is not NodeState.JOINED or self.passive:
+            return []
+        if message.everybody:
+            return self._answer_soon(now, message.instance)
         return [Send(instance_address(message.instance), self._catalogue(now))]
 
     def left(self, now: float, message: Leave) -> None:
@@ -210,6 +220,7 @@ class Membership:
         effects: list[Effect] = []
         if now - self._last_tick > max(1.0, self.interval) * 2:
             self._forgive(now)  # this node did not run: what it did not hear proves nothing
+            self.resumed += 1
         self._last_tick = now
         if self.state is NodeState.JOINING and now >= self._heard_self + JOIN_WINDOW and self.clash is None:
             self.state = NodeState.JOINED
@@ -219,7 +230,7 @@ class Membership:
         if now >= self._beat_at and self.state is not NodeState.LEFT:
             self._beat_at = now + (JOIN_AGAIN if self.state is NodeState.JOINING else self._jittered())
             if self._connected:
-                effects.append(self._heartbeat(now))
+                effects += self._beat(now)
         effects += self._answer(now)
         while self._connected and self._checks and self._checks[0][0] <= now:
             at, instance = heapq.heappop(self._checks)
@@ -262,6 +273,15 @@ class Membership:
         # A little early, never late: the promised interval is kept.
         return self.interval * self.rng.uniform(0.85, 1.0)
 
+    def _beat(self, now: float) -> list[Effect]:
+        """Say that this node lives; or, passive, ask for what a joining node would be told."""
+        if not self.passive:
+            return [self._heartbeat(now)]
+        return [self._ask_everybody()] if self.state is NodeState.JOINING else []
+
+    def _ask_everybody(self) -> Send:
+        return Send(CONTROL, CatalogueRequest(self.instance, everybody=True))
+
     def _heartbeat(self, now: float) -> Send:
         joining = self.state is NodeState.JOINING
         interval = self.interval
@@ -270,7 +290,7 @@ class Membership:
 
     def _tell(self, now: float) -> list[Effect]:
         """Send the catalogue to everybody: only a node that has joined does, for that is what a catalogue proves."""
-        if not self._connected or self.state is not NodeState.JOINED:
+        if not self._connected or self.state is not NodeState.JOINED or self.passive:
             return []
         return [Send(CONTROL, self._catalogue(now))]
 
@@ -327,6 +347,14 @@ class Membership:
             return []  # it announces what it offers once it has joined
         peer.asked_at = now
         return [Send(instance_address(peer.instance), CatalogueRequest(self.instance))]
+
+    def _answer_soon(self, now: float, instance: str) -> list[Effect]:
+        """Send the catalogue to one that is new here; a large bus spreads its answers (rule 1)."""
+        if instance in self._answers or self.passive:
+            return []
+        spread = self._live / HEARTBEATS_PER_SECOND if self._live > HEARTBEATS_PER_SECOND / 4 else 0.0
+        self._answers[instance] = now + self.rng.random() * spread
+        return self._answer(now)
 
     def _answer(self, now: float) -> list[Effect]:
         due = [instance for instance, at in self._answers.items() if at <= now]

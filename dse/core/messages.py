@@ -98,9 +98,10 @@ class Clash(Struct, array_like=True, tag=3, frozen=True):
 
 
 class CatalogueRequest(Struct, array_like=True, tag=4, frozen=True):
-    """Send your catalogue to `instance`."""
+    """Send your catalogue to `instance`. With `everybody` all nodes are asked, and spread their answers."""
 
     instance: Name
+    everybody: bool = False
 
 
 class Catalogue(Struct, array_like=True, tag=5, frozen=True):

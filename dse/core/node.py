@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar
 
 from dse.core.controlbus import ControlBus
 from dse.core.info import BusStatus, identifier
@@ -47,6 +47,9 @@ class Node:
 
     Lock: ``_lock`` protects ``_services``, ``_hosts`` and ``_runtime``.
     """
+
+    passive: ClassVar[bool] = False
+    """Whether it only observes: the bus does not know it then."""
 
     def __init__(
         self,

@@ -18,6 +18,7 @@ import msgspec
 from dse import errors
 from dse.core.calls import Call, PendingCalls
 from dse.core.controlbus import ControlBus, Member
+from dse.core.membership import NodeState
 from dse.core.messages import (
     Accepted,
     Failure,
@@ -47,7 +48,7 @@ from dse.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 __all__ = ["Outcome", "RpcClient", "RpcServer", "register_error"]
 
@@ -245,11 +246,12 @@ class RpcClient:
 
     def pick(self, service: str, tried: Iterable[str] = ()) -> Member | None:
         """Choose a live replica on another node, in turn."""
-        members = self._control_bus.replicas.get(service)
+        members: Sequence[Member] | None = self._control_bus.preferred.get(service)
         if not members:
             return None
         if tried:
-            members = [member for member in members if member.instance not in tried]
+            left = [member for member in self._control_bus.replicas.get(service, ()) if member.instance not in tried]
+            members = [member for member in left if member.state is NodeState.JOINED] or left
             if not members:
                 return None
         return members[next(self._turn) % len(members)]

@@ -96,9 +96,18 @@ class Runtime:
         self.reports_undeliverable = self.transport.capabilities.undeliverable
         self.wire = Wire(self.transport, self.instance, SerialQueue(self.pool), self._dispatch)
         self.listeners = Listeners(self.transport)
-        machine = Membership(node.node_id, self.instance, node.heartbeat_interval, self._catalogue)
+        machine = Membership(
+            node.node_id, self.instance, node.heartbeat_interval, self._catalogue, passive=node.passive
+        )
         self.control_bus = ControlBus(
-            machine, self.wire, self.timers, self.control, self._own_infos, self._peers_changed, node.clashed
+            machine,
+            self.wire,
+            self.timers,
+            self.control,
+            self._own_infos,
+            self._peers_changed,
+            node.clashed,
+            lambda: self.hub.renew(),
         )
         largest = min(_LARGEST_CHANGE, self.transport.capabilities.max_frame - _OVERHEAD)
         self.publisher = Publisher(self.wire, self.timers, self.control, largest, self._subscribers_changed)
@@ -225,15 +234,18 @@ class Runtime:
             host.subscribers_changed(table.name, first)
 
     def _peers_changed(self, events: list[PeerEvent]) -> None:
-        gone: dict[str, str] = {}
+        now: dict[NodeState, list[str]] = {}
         for event in events:
-            if event.peer.state is NodeState.DEAD:
-                gone[event.peer.instance] = "died or was replaced"
-            elif event.peer.state is NodeState.LEFT:
-                gone[event.peer.instance] = "left"
-        if gone:
-            self.client.nodes_gone(gone)
-            self.publisher.nodes_gone(list(gone))
+            now.setdefault(event.peer.state, []).append(event.peer.instance)
+        died, left = now.get(NodeState.DEAD, ()), now.get(NodeState.LEFT, ())
+        if died or left:
+            self.client.nodes_gone(dict.fromkeys(died, "died or was replaced") | dict.fromkeys(left, "left"))
+        if died:
+            self.publisher.nodes_died(died)
+        if left:
+            self.publisher.nodes_left(left)
+        if NodeState.JOINED in now:
+            self.publisher.nodes_heard(now[NodeState.JOINED])
         self.hub.published()
 
     # What the transport tells (`dse.core.transport.TransportEvents`)
@@ -268,12 +280,14 @@ class Runtime:
             _log.info("node %r: connected again", self.node.node_id)
             self.listeners.restore()
             self.control_bus.connected()
+            self.publisher.connected()
             self.hub.connected()
             self.client.connected()
         elif was and state == ConnectionState.DISCONNECTED:
             _log.warning("node %r: %s", self.node.node_id, state)
             self.node.counters["disconnects"] += 1
             self.control_bus.disconnected()
+            self.publisher.disconnected()
             self.hub.disconnected()
 
     def _make_handlers(self) -> dict[type, Callable[[Address, Any], None]]:

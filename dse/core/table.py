@@ -190,10 +190,36 @@ class PublishedTable:
         self._serve(lambda log, now: log.renew(now, instance, held))
 
     def drop(self, instance: str) -> None:
-        """A subscriber said goodbye, or its node is gone."""
+        """A subscriber said goodbye, or its node did."""
 
         def step(log: TableLog, now: float) -> list[Send]:
             log.drop(instance)
+            return []
+
+        self._serve(step)
+
+    def lapse(self, instance: str) -> None:
+        """A subscriber's node is taken for dead."""
+
+        def step(log: TableLog, now: float) -> list[Send]:
+            log.lapse(now, instance)
+            return []
+
+        self._serve(step)
+
+    def revive(self, instance: str) -> None:
+        """A node that was taken for dead is heard."""
+        self._serve(lambda log, now: log.revive(now, instance))
+
+    def connected(self) -> None:
+        """The node's connection is back."""
+        self._serve(lambda log, now: log.connected(now))
+
+    def disconnected(self) -> None:
+        """The node's connection broke."""
+
+        def step(log: TableLog, now: float) -> list[Send]:
+            log.disconnected()
             return []
 
         self._serve(step)

@@ -11,7 +11,11 @@ Rules:
 4. A snapshot is the table at one seq, sent in chunks of about `CHUNK_BYTES`, at most `WINDOW` ahead of what the replica
    says it has. It stays what it was while the table changes; the changes travel beside it.
 5. A quiet table announces its tip with growing intervals, `TIP_FIRST` to `TIP_LAST` seconds, while somebody subscribes.
-6. A subscriber is one until it says otherwise, its node is gone, or its lease of `LEASE` seconds was not renewed.
+6. A subscriber is one until it says otherwise, its node is gone, or its lease of `LEASE` seconds was not renewed. While
+   this node is disconnected no lease ends, nor when the node itself did not run (its tick came `LATE`): it cannot
+   tell.
+7. A subscriber whose node was taken for dead and is heard again within `LEASE` seconds is one again, and is told the
+   tip: it does not know that changes passed it by. After an outage of this node all subscribers are told the tip.
 """
 
 from __future__ import annotations
@@ -49,6 +53,7 @@ WINDOW = 4
 TIP_FIRST = 0.5
 TIP_LAST = 30.0
 LEASE = 75.0
+LATE = 5.0
 SNAPSHOT_PATIENCE = 30.0
 
 
@@ -88,6 +93,8 @@ class TableLog:
     _frozen: tuple[int, list[Row]] | None = None
     _tip_at: float = math.inf
     _tip_delay: float = TIP_FIRST
+    _connected: bool = True
+    _lapsed: dict[str, float] = field(default_factory=dict)  # instance taken for dead -> when it is forgotten
 
     @property
     def name(self) -> str:
@@ -107,8 +114,8 @@ class TableLog:
         self._rows = set(old._rows)
         self.digest = old.digest
         self.subscribers = dict.fromkeys(subscribers, now + LEASE)
-        self._tip_at = now + TIP_FIRST
-        return [self._send_tip()] if self.subscribers else []
+        self._lapsed = dict(old._lapsed) if old.instance == self.instance else {}
+        return self._announce(now)
 
     # Changes
 
@@ -162,6 +169,7 @@ class TableLog:
 
     def sync(self, now: float, request: SyncRequest) -> list[Send]:
         """Bring a replica up to date, and count it as a subscriber."""
+        self._lapsed.pop(request.instance, None)
         self.subscribers[request.instance] = now + LEASE
         self._snapshots.pop(request.instance, None)
         self._tip_delay = TIP_FIRST
@@ -222,33 +230,68 @@ class TableLog:
         if held is None:
             self.drop(instance)
             return []
+        self._lapsed.pop(instance, None)
         self.subscribers[instance] = now + LEASE
         self._tip_at = min(self._tip_at, now + TIP_LAST)
         if held == (self.epoch, self.seq) or instance in self._snapshots:
             return []
-        tip = Tip(self.epoch, self.seq, self.digest, self.service, self.table)
-        return [Send(instance_address(instance), tip)]
+        return [self._send_tip_to(instance)]
+
+    def lapse(self, now: float, instance: str) -> None:
+        """A subscriber's node is taken for dead."""
+        self._lapsed = {i: until for i, until in self._lapsed.items() if until > now}
+        if instance in self.subscribers:
+            self._lapsed[instance] = now + LEASE
+            self._remove(instance)
+
+    def revive(self, now: float, instance: str) -> list[Send]:
+        """A node that was taken for dead is heard."""
+        if self._lapsed.pop(instance, -math.inf) <= now:
+            return []
+        self.subscribers[instance] = now + LEASE
+        self._tip_at = min(self._tip_at, now + TIP_FIRST)
+        return [self._send_tip_to(instance)]
 
     def drop(self, instance: str) -> None:
-        """A subscriber said goodbye, or its node is gone."""
+        """A subscriber said goodbye, or its node did."""
+        self._lapsed.pop(instance, None)
+        self._remove(instance)
+
+    def _remove(self, instance: str) -> None:
         self.subscribers.pop(instance, None)
         self._snapshots.pop(instance, None)
         if not self._snapshots:
             self._frozen = None
+
+    # The connection of this node
+
+    def disconnected(self) -> None:
+        """It broke: nobody can renew anything."""
+        self._connected = False
+
+    def connected(self, now: float) -> list[Send]:
+        """It is back: what was published meanwhile has not been heard."""
+        self._connected = True
+        self._renew_all(now)
+        return self._announce(now)
 
     # Time
 
     @property
     def wakeup(self) -> float:
         """When `tick` has something to do next."""
-        if not self.subscribers:
+        if not self.subscribers or not self._connected:
             return math.inf
         return min(self._tip_at, min(self.subscribers.values()))
 
     def tick(self, now: float) -> list[Send]:
         """Announce the tip when it is time; forget subscribers and snapshots that nobody renews."""
+        if not self._connected:
+            return []
+        if now - self.wakeup > LATE:
+            self._renew_all(now)
         for instance in [i for i, ends in self.subscribers.items() if ends <= now]:
-            self.drop(instance)
+            self._remove(instance)
         for instance in [i for i, snapshot in self._snapshots.items() if snapshot.expires <= now]:
             del self._snapshots[instance]
         if not self.subscribers or now < self._tip_at:
@@ -257,5 +300,17 @@ class TableLog:
         self._tip_delay = min(TIP_LAST, self._tip_delay * 2)
         return [self._send_tip()]
 
+    def _renew_all(self, now: float) -> None:
+        self.subscribers = dict.fromkeys(self.subscribers, now + LEASE)
+
+    def _announce(self, now: float) -> list[Send]:
+        """Tell the tip now, and begin anew with short intervals."""
+        self._tip_delay = TIP_FIRST
+        self._tip_at = now + TIP_FIRST
+        return [self._send_tip()] if self.subscribers else []
+
     def _send_tip(self) -> Send:
         return Send(table_address(self.instance, self.service, self.table), Tip(self.epoch, self.seq, self.digest))
+
+    def _send_tip_to(self, instance: str) -> Send:
+        return Send(instance_address(instance), Tip(self.epoch, self.seq, self.digest, self.service, self.table))

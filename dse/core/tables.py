@@ -28,6 +28,7 @@ from dse.core.messages import (
 from dse.core.replica import Delta, ReplicaMachine, ReplicaState
 from dse.core.rows import RowsView
 from dse.core.table import Change, PublishedTable, Replica
+from dse.core.tablelog import LEASE
 from dse.core.threads import SerialQueue, Timer, Timers
 from dse.core.transport import Address
 from dse.core.wire import Wire
@@ -42,7 +43,7 @@ MAX_ORPHANS = 10_000
 
 
 class Publisher:
-    """The tables this node publishes, by (service, table). Lock: ``_lock`` protects its dicts."""
+    """The tables this node publishes, by (service, table). Lock: ``_lock`` protects its dicts and ``_connected``."""
 
     def __init__(
         self,
@@ -62,6 +63,8 @@ class Publisher:
         self._tables: dict[tuple[str, str], PublishedTable] = {}
         self._timers_of: dict[PublishedTable, Timer] = {}
         self._orphans: dict[tuple[str, str], list[str]] = {}  # who subscribed to a table that was removed
+        self._dead: dict[str, float] = {}  # nodes taken for dead -> when they are forgotten
+        self._connected = True
 
     def add(self, table: PublishedTable) -> None:
         """Publish a table from now on."""
@@ -69,7 +72,10 @@ class Publisher:
             self._tables[table.service_id, table.name] = table
             self._timers_of[table] = self._timers.timer(lambda: self._control.put(table.tick))
             orphans = self._orphans.pop((table.service_id, table.name), [])
+            connected = self._connected
         table.attach(self, orphans)
+        if not connected:
+            table.disconnected()
 
     def remove(self, table: PublishedTable) -> None:
         """Publish a table no more."""
@@ -135,13 +141,49 @@ class Publisher:
         for key, table in tables:
             table.renew(message.instance, held.get(key))
 
-    def nodes_gone(self, instances: Sequence[str]) -> None:
-        """Nodes died or left, and their subscriptions with them."""
-        with self._lock:
-            tables = list(self._tables.values())
-        for table in tables:
+    def nodes_left(self, instances: Sequence[str]) -> None:
+        """Nodes said goodbye, and their subscriptions ended."""
+        for table in self._all():
             for instance in instances:
                 table.drop(instance)
+
+    def nodes_died(self, instances: Sequence[str]) -> None:
+        """Nodes are taken for dead; they may be heard again."""
+        now = time.monotonic()
+        with self._lock:
+            self._dead = {instance: until for instance, until in self._dead.items() if until > now}
+            self._dead |= dict.fromkeys(instances, now + LEASE)
+        for table in self._all():
+            for instance in instances:
+                table.lapse(instance)
+
+    def nodes_heard(self, instances: Sequence[str]) -> None:
+        """Nodes live: those that were taken for dead subscribe to what they subscribed to before."""
+        with self._lock:
+            back = [instance for instance in instances if self._dead.pop(instance, None) is not None]
+        for table in self._all() if back else ():
+            for instance in back:
+                table.revive(instance)
+
+    # The node's connection
+
+    def connected(self) -> None:
+        """It is back: tell subscribers where the tables stand."""
+        with self._lock:
+            self._connected = True
+        for table in self._all():
+            table.connected()
+
+    def disconnected(self) -> None:
+        """It broke."""
+        with self._lock:
+            self._connected = False
+        for table in self._all():
+            table.disconnected()
+
+    def _all(self) -> list[PublishedTable]:
+        with self._lock:
+            return list(self._tables.values())
 
 
 class _SharedReplica:
@@ -205,7 +247,7 @@ class ReplicaHub:
         self._by_number: dict[int, _SharedReplica] = {}  # the upper half of its requests' numbers
         self._by_address: dict[Address, _SharedReplica] = {}
         self._connected = True
-        self._renew_timer = timers.timer(lambda: control.put(self._renew))
+        self._renew_timer = timers.timer(lambda: control.put(self.renew))
         timers.set(self._renew_timer, time.monotonic() + RENEW)
 
     def subscribe(
@@ -284,7 +326,7 @@ class ReplicaHub:
             self._connected = True
         for shared in self._all():
             self._step(shared, lambda m, now: ([], m.connected(now)))
-        self._renew()
+        self.renew()
 
     def disconnected(self) -> None:
         """The connection broke."""
@@ -392,7 +434,8 @@ class ReplicaHub:
         if publisher == self._wire.instance or self._listeners.add(address):
             self._step(shared, lambda m, now: ([], m.listening(now, publisher)))
 
-    def _renew(self) -> None:
+    def renew(self) -> None:
+        """Tell every publisher what is held of its tables, now; it answers where that is behind."""
         self._timers.set(self._renew_timer, time.monotonic() + RENEW)
         held: dict[str, list[tuple[str, str, str, int]]] = {}
         for shared in self._all():
