@@ -9,6 +9,7 @@ from dse.core.info import BusStatus, DataServiceInfo, MethodInfo, NodeStatus
 from dse.core.membership import NodeState
 from dse.core.methods import CallContext, call_context, every, on_change, rpc
 from dse.core.node import Node, Proxy
+from dse.core.observer import Observer
 from dse.core.replica import ReplicaState
 from dse.core.rpc import Outcome, register_error
 from dse.core.service import DataService
@@ -76,6 +77,7 @@ __all__ = [
     "NodeLost",
     "NodeState",
     "NodeStatus",
+    "Observer",
     "Outcome",
     "Overloaded",
     "Proxy",

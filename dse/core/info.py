@@ -118,7 +118,8 @@ class NodeStatus:
 class BusStatus:
     """A node and the peers it knows, those that left or died lately included.
 
-    transport: the URL without its password. peers: by node_id. counters: what was counted since the node was made
+    transport: the URL without its password. node: the one that was asked; an observer, which is not on the bus, says
+    LEFT of itself. peers: by node_id. counters: what was counted since the node was made
     (`bad_frames`, `foreign_frames`, `undeliverable`, ...).
     """
 
@@ -131,5 +132,6 @@ class BusStatus:
 
     @property
     def nodes(self) -> dict[str, NodeStatus]:
-        """The node itself and its peers, by node_id."""
-        return {self.node.node_id: self.node, **self.peers}
+        """The node itself, unless it only observes, and its peers, by node_id."""
+        own = {} if self.node.state is NodeState.LEFT else {self.node.node_id: self.node}
+        return {**own, **self.peers}
