@@ -11,8 +11,6 @@ test's own.
 from __future__ import annotations
 
 import base64
-import queue
-import subprocess
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -24,8 +22,9 @@ from dse.core.node import Node
 from dse.core.service import DataService
 from dse.core.transport import Transport
 from dse.testing.contract.bus_services import KINDS, Endpoint, Worker
-from dse.testing.contract.peer import run_module
+from dse.testing.contract.peer import class_name
 from dse.testing.contract.recorder import DEADLINE
+from dse.testing.piped import PipedProcess
 
 __all__ = ["BusPeer", "LocalPeer", "PeerPool", "ProcessPeer", "Site", "make_node", "node_threads"]
 
@@ -176,40 +175,19 @@ class ProcessPeer(BusPeer):
     def __init__(self, driver: type[Transport]) -> None:
         self.driver = driver
         self.alive = True
-        self._process: subprocess.Popen[str] = run_module("dse.testing.contract.bus_child", driver)
-        self._answers: queue.SimpleQueue[str] = queue.SimpleQueue()
-        threading.Thread(target=self._read, name="contract-bus-peer", daemon=True).start()
+        self._process = PipedProcess("dse.testing.contract.bus_child", class_name(driver))
 
     def kill(self) -> None:
         """Kill the process (SIGKILL), and wait until it is gone."""
         self.alive = False
         self._process.kill()
-        self._process.wait()
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.close()
-        except BrokenPipeError:
-            pass
-
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        with self._process.stdout as pipe:
-            for line in pipe:
-                self._answers.put(line)
-        self._answers.put("")
 
     def _carry_out(self, request: bytes) -> bytes:
-        assert self._process.stdin is not None
-        print(base64.b64encode(request).decode(), file=self._process.stdin, flush=True)
         try:
-            line = self._answers.get(timeout=_PATIENCE)
-        except queue.Empty:
+            return base64.b64decode(self._process.ask(base64.b64encode(request).decode(), _PATIENCE))
+        except AssertionError:
             self.alive = False
-            raise AssertionError("the other process does not answer") from None
-        if not line:
-            self.alive = False
-            raise AssertionError(f"the other process ended (status {self._process.wait()})")
-        return base64.b64decode(line)
+            raise
 
 
 class PeerPool:

@@ -9,9 +9,6 @@ from __future__ import annotations
 import base64
 import importlib
 import json
-import os
-import queue
-import subprocess
 import sys
 import threading
 from collections.abc import Sequence
@@ -19,19 +16,16 @@ from typing import Any
 
 from dse.core.transport import Address, Delivery, Transport
 from dse.testing.contract.recorder import DEADLINE, Client
+from dse.testing.piped import PipedProcess
 
-__all__ = ["Peer", "load_class", "run_module"]
+__all__ = ["Peer", "class_name", "load_class"]
+
+_PATIENCE = DEADLINE + 5
 
 
-def run_module(module: str, driver: type[Transport], *arguments: str) -> subprocess.Popen[str]:
-    """Start ``python -m module driver arguments…`` with this process's import path, and pipes."""
-    return subprocess.Popen(
-        [sys.executable, "-m", module, f"{driver.__module__}:{driver.__qualname__}", *arguments],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-    )
+def class_name(driver: type[Transport]) -> str:
+    """Return the ``module:qualname`` by which another process finds a driver."""
+    return f"{driver.__module__}:{driver.__qualname__}"
 
 
 def load_class(name: str) -> type[Transport]:
@@ -48,10 +42,8 @@ class Peer:
     """Another process with an open transport; its methods fail the test when the process does not answer."""
 
     def __init__(self, driver: type[Transport], url: str, bus: str) -> None:
-        self._process = run_module("dse.testing.contract.peer", driver, url, bus)
-        self._answers: queue.SimpleQueue[str] = queue.SimpleQueue()
-        threading.Thread(target=self._read, name="contract-peer", daemon=True).start()
-        self._answer()
+        self._process = PipedProcess("dse.testing.contract.peer", class_name(driver), url, bus)
+        _result(self._process.answer(_PATIENCE))
 
     @property
     def pid(self) -> int:
@@ -90,38 +82,17 @@ class Peer:
     def kill(self) -> None:
         """Kill the process (SIGKILL), if it still runs, and wait until it is gone."""
         self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None and pipe is not self._process.stdout:
-                try:
-                    pipe.close()
-                except BrokenPipeError:
-                    pass
-
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        with self._process.stdout as pipe:
-            for line in pipe:
-                self._answers.put(line)
-        self._answers.put("")
 
     def _ask(self, do: str, addresses: Sequence[Address], **more: object) -> Any:
-        assert self._process.stdin is not None
         where = [[a.delivery.value, a.name] for a in addresses]
-        print(json.dumps({"do": do, "addresses": where, **more}), file=self._process.stdin, flush=True)
-        return self._answer()
+        return _result(self._process.ask(json.dumps({"do": do, "addresses": where, **more}), _PATIENCE))
 
-    def _answer(self) -> Any:
-        try:
-            line = self._answers.get(timeout=DEADLINE + 5)
-        except queue.Empty:
-            raise AssertionError("the peer process does not answer") from None
-        if not line:
-            raise AssertionError(f"the peer process ended (status {self._process.wait()})")
-        answer = json.loads(line)
-        if "failed" in answer:
-            raise AssertionError(f"in the peer process: {answer['failed']}")
-        return answer["result"]
+
+def _result(line: str) -> Any:
+    answer = json.loads(line)
+    if "failed" in answer:
+        raise AssertionError(f"in the peer process: {answer['failed']}")
+    return answer["result"]
 
 
 def main(driver: str, url: str, bus: str) -> None:

@@ -10,8 +10,9 @@ import pytest
 
 from dse.core.transport import Delivery, Transport
 from dse.testing.contract.fixtures import DELIVERIES, Connect, Contract, each_delivery
-from dse.testing.contract.peer import run_module
+from dse.testing.contract.peer import class_name
 from dse.testing.contract.recorder import DEADLINE, address
+from dse.testing.piped import run_module
 
 if TYPE_CHECKING:
     from dse.testing.brokers import Broker
@@ -68,7 +69,7 @@ class TestForkAndReopen(Contract):
     def test_a_forked_child_is_refused_and_does_the_parent_no_harm(
         self, broker: Broker, transport_class: type[Transport], bus: str
     ) -> None:
-        process = run_module("dse.testing.contract.forked", transport_class, broker.url, bus)
+        process = run_module("dse.testing.contract.forked", class_name(transport_class), broker.url, bus)
         try:
             output, _ = process.communicate(timeout=2 * DEADLINE)
         except subprocess.TimeoutExpired:
