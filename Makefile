@@ -5,12 +5,13 @@ PYTHON ?=
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
+RUNS   ?= 500
 # Four workers, also on two cores: much of a test of outages is waiting. The tests of one file that use a broker share a
 # worker, which has the broker to itself.
 PYTEST  = $(BIN)/python -m pytest -n 4 --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fake lint types format brokers clean
+.PHONY: help demo test test-fake scenarios lint types format brokers clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +33,9 @@ test: $(VENV)/.dev brokers ## the whole suite, every driver; installs Redis and 
 
 test-fake: $(VENV)/.dev ## what needs no broker
 	$(PYTEST) -m "not redis and not rabbit" $(ARGS)
+
+scenarios: $(VENV)/.dev brokers ## calls and broadcasts right after nodes start: 500 runs of each on each driver (RUNS=500)
+	DSE_SCENARIO_RUNS=$(RUNS) $(PYTEST) tests/system/test_scenarios.py $(ARGS)
 
 lint: $(VENV)/.dev ## ruff
 	$(BIN)/ruff check .
