@@ -6,8 +6,8 @@ broker is reached from one) beside one that has been there all the time, one aft
 at once: nothing waits for anything but `Node.start`. Each call must return from the right node, each broadcast must
 arrive everywhere once.
 
-`make scenarios` makes 500 runs of each on each driver; `DSE_SCENARIO_RUNS` says how many. A layout that failed is played
-again by its number, which the failure names.
+`make scenarios` makes 500 runs of each on each driver; `DSE_SCENARIO_RUNS` says how many. The number of a run, which a
+failure names, says in which order its nodes start and call.
 """
 
 from __future__ import annotations
@@ -255,7 +255,8 @@ def _broadcasts(bus: Bus, order: Sequence[str], what: str) -> None:
     # Whatever arrives a second time has arrived before what was sent after it.
     for node_id in order:
         bus.at(node_id, what, f"after {node_id}")
-    assert bus.heard(len(NODES)) == dict.fromkeys(NODES, {f"after {node_id}": 1 for node_id in NODES})
+    afterwards = {f"after {node_id}": 1 for node_id in NODES}
+    assert bus.heard(len(NODES)) == dict.fromkeys(NODES, afterwards)
 
 
 def broadcast_to_nodes(bus: Bus, order: Sequence[str]) -> None:
