@@ -110,7 +110,8 @@ class Membership:
     _beat_at: float = math.inf
     _last_tick: float = 0.0
     _connected: bool = True
-    _answers: dict[str, float] = field(default_factory=dict)  # joining instance -> when it is answered
+    _answers: list[tuple[float, str]] = field(default_factory=list)  # heap of (when it is answered, who is new)
+    _to_answer: set[str] = field(default_factory=set)  # the instances in it
     _live: int = 0  # peers that are live
     _by_node: dict[str, set[str]] = field(default_factory=dict)  # node_id -> instances
     _checks: list[tuple[float, str]] = field(default_factory=list)  # heap of (check_at, instance); some are out of date
@@ -208,12 +209,14 @@ class Membership:
     @property
     def wakeup(self) -> float:
         """When `tick` has something to do next."""
-        times = [self._beat_at, *self._answers.values()]
+        at = self._beat_at
+        if self._answers:
+            at = min(at, self._answers[0][0])
         if self.state is NodeState.JOINING and self.clash is None:
-            times.append(self._heard_self + JOIN_WINDOW)
+            at = min(at, self._heard_self + JOIN_WINDOW)
         if self._connected and self._checks:
-            times.append(self._checks[0][0])
-        return min(times)
+            at = min(at, self._checks[0][0])
+        return at
 
     def tick(self, now: float) -> list[Effect]:
         """Beat, answer, and notice who is silent."""
@@ -350,16 +353,18 @@ class Membership:
 
     def _answer_soon(self, now: float, instance: str) -> list[Effect]:
         """Send the catalogue to one that is new here; a large bus spreads its answers (rule 1)."""
-        if instance in self._answers or self.passive:
+        if instance in self._to_answer or self.passive:
             return []
         spread = self._live / HEARTBEATS_PER_SECOND if self._live > HEARTBEATS_PER_SECOND / 4 else 0.0
-        self._answers[instance] = now + self.rng.random() * spread
+        self._to_answer.add(instance)
+        heapq.heappush(self._answers, (now + self.rng.random() * spread, instance))
         return self._answer(now)
 
     def _answer(self, now: float) -> list[Effect]:
-        due = [instance for instance, at in self._answers.items() if at <= now]
-        for instance in due:
-            del self._answers[instance]
+        due = []
+        while self._answers and self._answers[0][0] <= now:
+            due.append(heapq.heappop(self._answers)[1])
+        self._to_answer.difference_update(due)
         if self.state is not NodeState.JOINED:
             return []
         return [Send(instance_address(instance), self._catalogue(now)) for instance in due]

@@ -429,3 +429,60 @@ def test_events_tell_every_change_of_state() -> None:
     bus.run(6.0)
     states: list[Any] = [state for _, _, before, state in a.events if before is not state]
     assert states == [NodeState.JOINING, NodeState.JOINED, NodeState.SUSPECT, NodeState.DEAD]
+
+
+def observe(bus: Bus) -> Member:
+    """Start a passive observer."""
+    observer = bus.join("observer", start=False)
+    observer.machine.passive = True
+    observer.step(observer.machine.start)
+    return observer
+
+
+@pytest.mark.parametrize("nodes", [0, 5, 80])
+def test_an_observer_knows_everybody_and_nobody_knows_it(nodes: int) -> None:
+    bus = Bus()
+    others = [bus.join(f"n{number}", f"s{number}") for number in range(nodes)]
+    bus.run(1.0 if nodes < 100 else 4.0)
+    began, observer = bus.now, observe(bus)
+    bus.run_until(lambda: joined(observer), 1.0)
+    bus.run(nodes / HEARTBEATS_PER_SECOND)
+    assert [observer.knows(other) for other in others] == [[f"s{number}"] for number in range(nodes)]
+    answers = [at for at, message in observer.heard if isinstance(message, Catalogue)]
+    if nodes > HEARTBEATS_PER_SECOND / 4:  # a large bus does not answer all at once
+        assert max(answers) - min(answers) > 0.7 * nodes / HEARTBEATS_PER_SECOND
+    bus.run(3.0)
+    observer.leave()
+    bus.run(3.0)
+    assert all(other.state_of(observer) is None for other in others)
+    assert all(at < began or not isinstance(m, Leave) for other in others for at, m in other.heard)
+
+
+def test_an_observer_ages_its_peers_and_survives_an_outage() -> None:
+    bus = Bus()
+    a, b = bus.join("a"), bus.join("b")
+    bus.run(2.0)
+    observer = observe(bus)
+    bus.run(30.0)
+    assert observer.state_of(a) is observer.state_of(b) is NodeState.JOINED
+    b.kill()
+    bus.run_until(lambda: observer.state_of(b) is NodeState.DEAD, DEAD_AFTER * INTERVAL + 0.1)
+    observer.cut()
+    c = bus.join("c", "new")
+    bus.run(20.0)
+    assert observer.state_of(a) is NodeState.JOINED
+    observer.mend()
+    bus.run(0.1)
+    assert observer.knows(c) == ["new"]
+
+
+def test_a_node_that_did_not_run_says_so() -> None:
+    bus = Bus()
+    a, b = bus.join("a"), bus.join("b")
+    bus.run(10.0)
+    assert a.machine.resumed == b.machine.resumed == 0
+    b.running = False
+    bus.run(6.0)
+    b.running = True
+    bus.run(1.0)
+    assert (a.machine.resumed, b.machine.resumed) == (0, 1)

@@ -23,7 +23,7 @@ import pytest
 # Before the modules are imported, so that a plain `assert` in them shows its values.
 pytest.register_assert_rewrite(*(f"{__name__}.{module.name}" for module in pkgutil.iter_modules(__path__)))
 
-from dse.testing.contract.bus_members import TestControlBus  # noqa: E402
+from dse.testing.contract.bus_members import TestControlBus, TestObserver  # noqa: E402
 from dse.testing.contract.bus_network import network, peer_pool  # noqa: E402
 from dse.testing.contract.bus_outage import TestBusClean, TestBusOutage  # noqa: E402
 from dse.testing.contract.bus_rpc import TestCalls, TestLoad, TestLostCallee  # noqa: E402
@@ -51,6 +51,7 @@ __all__ = [
     "TestIsolation",
     "TestLoad",
     "TestLostCallee",
+    "TestObserver",
     "TestOrder",
     "TestOutage",
     "TestReady",

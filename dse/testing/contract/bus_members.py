@@ -10,6 +10,8 @@ import pytest
 from dse.core.info import DataServiceInfo
 from dse.core.membership import NodeState
 from dse.core.node import Node
+from dse.core.replica import ReplicaState
+from dse.core.table import Change
 from dse.core.transport import Transport
 from dse.errors import ConfigError, DseError, NodeIdClash, NoSuchService, ServiceExists
 from dse.testing.contract.bus_network import BEAT, MARGIN, Far, Network, together
@@ -17,7 +19,7 @@ from dse.testing.contract.bus_services import Sink, Source, Worker
 from dse.testing.contract.fixtures import Contract, within
 from dse.testing.contract.recorder import DEADLINE, PROMPT, eventually
 
-__all__ = ["TestControlBus"]
+__all__ = ["TestControlBus", "TestObserver"]
 
 
 def state_of(node: Node, other: Far) -> NodeState | None:
@@ -161,3 +163,58 @@ class TestControlBus(Contract):
         assert node.call("theirs", "mark", {"key": "x"}) == other.node_id
         assert other.ask("theirs", "ran") == ["x"]
         assert set(node.status().nodes) == {node.node_id, other.node_id}
+
+
+class TestObserver(Contract):
+    """An observer sees who is on the bus, calls and follows tables, and nobody sees it."""
+
+    def test_it_knows_everybody_when_it_has_started_and_nobody_knows_it(self, network: Network) -> None:
+        node, other = network.pair({"mine": Worker}, {"theirs": Source})
+        observer = network.observer()
+        status = observer.status()
+        assert set(status.nodes) == set(status.peers) == {node.node_id, other.node_id}
+        assert {peer.state for peer in status.peers.values()} == {NodeState.JOINED}
+        assert [info.service_id for info in status.peers[other.node_id].services] == ["theirs"]
+        assert (status.node.state, status.bus) == (NodeState.LEFT, network.bus)
+        other.register("late", Worker)
+        observer.wait_for("late", DEADLINE)
+        with pytest.raises(ConfigError, match="Observer"):
+            observer.register(Worker("none"))
+        assert observer.call("mine", "echo", {"value": 1}) == 1
+        assert observer.call_node(node.node_id, "ping", {"text": "x"}) == "pong x"
+        assert set(observer.call_all("late", "echo", {"value": 2})) == {other.node_id}
+        observer.stop()
+        assert set(node.status().nodes) == {node.node_id, other.node_id}
+        assert set(other.status()) == {node.node_id, other.node_id}
+
+    def test_on_an_empty_bus_it_sees_nobody_and_then_who_comes_leaves_and_dies(self, network: Network) -> None:
+        observer = network.observer()
+        assert not observer.status().nodes
+        first, second = together(
+            lambda: network.far({"theirs": Worker}, heartbeat_interval=BEAT),
+            lambda: network.far({"other": Worker}, heartbeat_interval=BEAT),
+        )
+        observer.wait_for("theirs", DEADLINE)
+        observer.wait_for("other", DEADLINE)
+        first.stop()
+        eventually(lambda: state_of(observer, first) is NodeState.LEFT, "it left")
+        second.kill()
+        with within(5 * BEAT + MARGIN, "to notice the death"):
+            eventually(lambda: state_of(observer, second) is NodeState.DEAD, "it is dead")
+
+    def test_it_follows_a_table_and_lets_go_of_it(self, network: Network) -> None:
+        node = network.here({"source": Source})
+        source = node.service("source")
+        assert isinstance(source, Source)
+        source.insert([[1, "one"]])
+        with network.observer() as observer:
+            changes: list[Change] = []
+            replica = observer.subscribe("source", "items", changes.append)
+            replica.wait(ReplicaState.LIVE, DEADLINE)
+            assert replica.rows == {(1, "one")}
+            source.insert([[2, "two"]])
+            eventually(lambda: len(changes) == 2, "both changes were seen")
+            assert changes[1].added == {(2, "two")}
+            assert source.items.subscribers == 1
+        eventually(lambda: source.items.subscribers == 0, "it subscribes no more")
+        assert source._hooks == ["first items", "last items"]

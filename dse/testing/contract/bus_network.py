@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
 from dse.core.node import Node
+from dse.core.observer import Observer
 from dse.core.service import DataService
 from dse.core.transport import Transport
 from dse.testing.contract.bus_peer import BusPeer, LocalPeer, PeerPool, ProcessPeer, make_node, node_threads
@@ -125,6 +127,15 @@ class Network:
         node.start()
         return node
 
+    def observer(self, **options: Any) -> Observer:
+        """Start an observer in this process."""
+        observer = Observer(self.url, bus=self.bus, **options)
+        observer._driver = self._driver
+        with self._lock:
+            self._nodes.append(observer)
+        observer.start()
+        return observer
+
     def far(self, services: Mapping[str, type[DataService]], **options: Any) -> Far:
         """Start a node in another process."""
         usual: dict[str, Any] = {"node_id": _name("far"), "heartbeat_interval": 0.5}
@@ -184,8 +195,8 @@ def peer_pool() -> Iterator[PeerPool]:
 @pytest.fixture
 def network(broker: Broker, transport_class: type[Transport], bus: str, peer_pool: PeerPool) -> Iterator[Network]:
     """The test's nodes, all on its own bus; stopped at the end, and none of their threads may be left."""
-    before = node_threads()
+    before = Counter(node_threads())
     network = Network(broker, transport_class, bus, peer_pool)
     yield network
     network.close()
-    eventually(lambda: node_threads() <= before, f"the threads end: {node_threads()}", 5.0)
+    eventually(lambda: not Counter(node_threads()) - before, f"the threads end: {node_threads()}", 5.0)
