@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from types import TracebackType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from dse.core.controlbus import ControlBus
 from dse.core.info import BusStatus, identifier
@@ -145,7 +145,7 @@ class Node:
                 self._runtime, self._hosts = None, {}
             runtime.closed.set()
 
-    def __enter__(self) -> Node:
+    def __enter__(self) -> Self:
         self.start()
         return self
 
