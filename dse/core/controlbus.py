@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -166,7 +165,7 @@ class ControlBus:
 
     def statuses(self) -> tuple[NodeStatus, dict[str, NodeStatus]]:
         """Return this node's status, and those of its peers by node_id."""
-        now = time.monotonic()
+        now = self._timers.now()
         with self._changed:
             machine = self._machine
             peers = sorted(machine.peers.values(), key=lambda peer: (peer.live, peer.last_heard))
@@ -193,7 +192,7 @@ class ControlBus:
     def _step(self, step: Callable[[float], list[Effect]]) -> None:
         with self._changed:
             before, resumed = self._machine.state, self._machine.resumed
-            effects = step(time.monotonic())
+            effects = step(self._timers.now())
             events, self._machine.events = self._machine.events, []
             clash = None if self._clash_told else self._machine.clash
             self._clash_told = self._clash_told or clash is not None

@@ -22,6 +22,7 @@ from dse.core.plugins import load_transport
 from dse.core.rpc import Outcome
 from dse.core.runtime import Runtime
 from dse.core.service import DataService, _Host
+from dse.core.threads import Engine
 from dse.core.transport import Address, TransportUrl
 from dse.errors import ConfigError, DseError, InvalidArguments, NodeIdClash, NoSuchService, ServiceExists
 
@@ -104,7 +105,7 @@ class Node:
             if self._runtime is not None:
                 return
             self._clash = None
-            runtime = self._runtime = Runtime(self)
+            runtime = self._runtime = Runtime(self, Engine(f"dse-{self.node_id}", self.workers))
         try:
             runtime.open()
             if not runtime.control_bus.wait_joined(JOIN_PATIENCE + self.url_timeout()):

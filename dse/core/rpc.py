@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import random
 import threading
 import time
 import traceback
@@ -190,6 +189,7 @@ class RpcClient:
         pool: Pool,
         local_service: Callable[[str], bool],
         undeliverable: bool,
+        first_turn: int,
     ) -> None:
         self._node_id = node_id
         self._wire = wire
@@ -201,7 +201,7 @@ class RpcClient:
         self._has_local = local_service
         self._reports_undeliverable = undeliverable
         self._ids = itertools.count(1)
-        self._turn = itertools.count(random.randrange(1 << 16))
+        self._turn = itertools.count(first_turn)
         self._lock = threading.Lock()
         self._pending = PendingCalls(wire.instance)
         self._parked: dict[int, Call] = {}  # calls that wait for the connection, or somebody's, to come back
@@ -216,7 +216,7 @@ class RpcClient:
         """Call and wait; the timeout is kept by the calling thread itself, whatever the others do."""
         answer = _Answer()
         waiting = self._begin(service, method, args, timeout, node_id, answer)
-        if not answer.wait(max(0.0, waiting.call.deadline - time.monotonic())):
+        if not answer.wait(max(0.0, waiting.call.deadline - self._timers.now())):
             with self._lock:
                 call = waiting.call
                 taken = self._pending.take(call.id)
@@ -259,7 +259,7 @@ class RpcClient:
     def _begin(
         self, service: str | None, method: str, args: msgspec.Raw, timeout: float, node_id: str | None, answer: Handle
     ) -> _Waiting:
-        now = time.monotonic()
+        now = self._timers.now()
         waiting = _Waiting(answer, args, node_id, timeout)
         call = waiting.call = Call(next(self._ids), service, method, now, now + timeout, None, None, waiting)
         with self._lock:
@@ -300,7 +300,7 @@ class RpcClient:
             waiting.tried.add(_ANYBODY)
         else:
             raise self._no_service(call)
-        left = call.deadline - time.monotonic()
+        left = call.deadline - self._timers.now()
         if left <= 0:
             return
         request = self._request(call.id, call.service, call.method, waiting.args, left, anycast)
@@ -417,7 +417,7 @@ class RpcClient:
     def connected(self) -> None:
         """The connection is back: send what waited for it, and ask about what was under way."""
         with self._lock:
-            self._settled = time.monotonic() + _SETTLE
+            self._settled = self._timers.now() + _SETTLE
             calls = [call for call in self._pending.calls.values() if call.sent and call.instance]
             probes = [
                 (instance_address(call.instance), Probe(call.id, self._wire.instance))
@@ -457,7 +457,7 @@ class RpcClient:
     def _lost(self, call: Call, why: str) -> None:
         """The node that had the request is gone, or lost it: whether it ran is unknown."""
         error = NodeLost(why)
-        if call.handle.idempotent and call.deadline > time.monotonic():
+        if call.handle.idempotent and call.deadline > self._timers.now():
             with self._lock:
                 call.instance, call.accepted = None, False
                 self._pending.add(call)
@@ -491,7 +491,7 @@ class RpcClient:
     def _wait_for_somebody(self, call: Call) -> bool:
         """Park a request that found nobody, where somebody may be back soon; say whether that is so."""
         waiting: _Waiting = call.handle
-        if not (waiting.idempotent or time.monotonic() < self._settled):
+        if not (waiting.idempotent or self._timers.now() < self._settled):
             return False
         if waiting.node_id is not None:
             alive = self._control_bus.member(waiting.node_id) is not None
@@ -503,7 +503,7 @@ class RpcClient:
         with self._lock:
             first, self._retrying = not self._retrying, True
         if first:
-            self._timers.set(self._retry_timer, time.monotonic() + _RETRY)
+            self._timers.set(self._retry_timer, self._timers.now() + _RETRY)
         return True
 
     def _park(self, call: Call, waits_for: str) -> None:
@@ -513,7 +513,7 @@ class RpcClient:
                 self._parked[call.id] = call
 
     def _tick(self) -> None:
-        now = time.monotonic()
+        now = self._timers.now()
         with self._lock:
             expired, probes = self._pending.tick(now)
             for call in expired:
@@ -565,6 +565,7 @@ class RpcServer:
         loop: AsyncLoop,
         max_pending: int,
         find: Callable[[str | None], tuple[str, Mapping[str, Method]] | None],
+        now: Callable[[], float],
     ) -> None:
         self._node_id = node_id
         self._wire = wire
@@ -572,6 +573,7 @@ class RpcServer:
         self._loop = loop
         self._max_pending = max_pending
         self._find = find
+        self._now = now
         self._lock = threading.Condition()
         self._active: set[tuple[str, int]] = set()
         self._waiting = 0  # accepted and not yet begun
@@ -591,7 +593,7 @@ class RpcServer:
 
     def requested(self, request: Request) -> None:
         """Take a request from the bus; never blocks."""
-        deadline = time.monotonic() + request.timeout
+        deadline = self._now() + request.timeout
         if self._stopping:
             self._refuse(request, _STOPPING, f"node {self._node_id!r} is stopping")
             return
@@ -657,7 +659,7 @@ class RpcServer:
 
     def _run(self, request: Request, method: Method, deadline: float) -> None:
         self._begun()
-        if time.monotonic() >= deadline:
+        if self._now() >= deadline:
             self._forget(request)
             return
         set_call_context(CallContext(request.node_id, request.instance, request.trace or {}))
@@ -672,7 +674,7 @@ class RpcServer:
 
     async def _run_async(self, request: Request, method: Method, deadline: float) -> None:
         self._begun()
-        if time.monotonic() >= deadline:
+        if self._now() >= deadline:
             self._forget(request)
             return
         set_call_context(CallContext(request.node_id, request.instance, request.trace or {}))

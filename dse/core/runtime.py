@@ -1,8 +1,8 @@
 """One life of a node: its transport, threads and parts, put together, and the dispatch of what arrives.
 
-Threads of a node: the transport's; ``timers``, which only hands work on; ``pool`` (callbacks, hooks, periodic work and
-the serial queues ``control`` and ``loopback``, each on at most one thread at a time); ``workers`` (RPC methods); the
-event loop. All are ended and joined by `Runtime.close`.
+Threads of a node: the transport's, and its `Engine`'s: ``timers``, which only hands work on; ``pool`` (callbacks,
+hooks, periodic work and the serial queues ``control`` and ``loopback``, each on at most one thread at a time);
+``workers`` (RPC methods); the event loop. All are ended and joined by `Runtime.close`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-import uuid
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -51,8 +50,9 @@ from dse.core.messages import (
 from dse.core.methods import Method
 from dse.core.rpc import RpcClient, RpcServer
 from dse.core.table import PublishedTable
+from dse.core.tablelog import Sizes
 from dse.core.tables import Publisher, ReplicaHub
-from dse.core.threads import AsyncLoop, Pool, SerialQueue, Timers
+from dse.core.threads import Engine
 from dse.core.transport import Address, ConnectionState, Delivery
 from dse.core.wire import Wire
 from dse.errors import DseError, NodeLost, NoSuchTable
@@ -65,7 +65,6 @@ __all__ = ["Runtime"]
 
 _log = logging.getLogger("dse.node")
 
-_POOL = 10_000  # bounded by what it serves: one thread for each serial queue and periodic task at most
 _LINGER = 0.05  # seconds between the last catalogue and the goodbye
 _LARGEST_CHANGE = 4 << 20
 _OVERHEAD = 1024  # bytes of a frame around an encoded change
@@ -77,27 +76,24 @@ _LOG_EVERY = 60.0  # seconds between two log lines about bad frames
 class Runtime:
     """The parts of a started node. Made by `Node.start`, ended by `Node.stop`."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, engine: Engine) -> None:
         self.node = node
+        self.engine = engine
         self.closing = False  # protected by the node's lock
         self.closed = threading.Event()
         self.connected = False
         self.joined = False
         self.retired = False  # the catalogue is empty from now on
         self._bad_logged = -_LOG_EVERY
-        self.instance = f"{node.node_id}/{uuid.uuid4().hex}"
-        name = f"dse-{node.node_id}"
-        self.timers = Timers(f"{name}-timers")
-        self.pool = Pool(f"{name}-pool", _POOL)
-        self.workers = Pool(f"{name}-worker", node.workers)
-        self.loop = AsyncLoop(name)
-        self.control = SerialQueue(self.pool)
+        self.instance = f"{node.node_id}/{engine.unique()}"
+        self.timers, self.pool, self.workers, self.loop = engine.timers, engine.pool, engine.workers, engine.loop
+        self.control = engine.queue()
         self.transport = node._driver(node.url, bus=node.bus, events=self)
         self.reports_undeliverable = self.transport.capabilities.undeliverable
-        self.wire = Wire(self.transport, self.instance, SerialQueue(self.pool), self._dispatch)
+        self.wire = Wire(self.transport, self.instance, engine.queue(), self._dispatch)
         self.listeners = Listeners(self.transport)
         machine = Membership(
-            node.node_id, self.instance, node.heartbeat_interval, self._catalogue, passive=node.passive
+            node.node_id, self.instance, node.heartbeat_interval, self._catalogue, engine.random, passive=node.passive
         )
         self.control_bus = ControlBus(
             machine,
@@ -110,7 +106,10 @@ class Runtime:
             lambda: self.hub.renew(),
         )
         largest = min(_LARGEST_CHANGE, self.transport.capabilities.max_frame - _OVERHEAD)
-        self.publisher = Publisher(self.wire, self.timers, self.control, largest, self._subscribers_changed)
+        sizes = Sizes(largest)
+        self.publisher = Publisher(
+            self.wire, self.timers, self.control, sizes, engine.unique, self._subscribers_changed
+        )
         self.hub = ReplicaHub(self.wire, self.listeners, self.timers, self.control, self._publishers_of)
         self.client = RpcClient(
             node.node_id,
@@ -121,8 +120,11 @@ class Runtime:
             self.pool,
             lambda service_id: service_id in node.hosts,
             self.reports_undeliverable,
+            engine.random.randrange(1 << 16),
         )
-        self.server = RpcServer(node.node_id, self.wire, self.workers, self.loop, node.max_pending, self._find)
+        self.server = RpcServer(
+            node.node_id, self.wire, self.workers, self.loop, node.max_pending, self._find, self.timers.now
+        )
         self._handlers = self._make_handlers()
 
     # Life
@@ -164,7 +166,7 @@ class Runtime:
         """
         self.retired = True
         self.announce()
-        time.sleep(_LINGER)
+        self.engine.linger(_LINGER)
 
     def offer(self, service_id: str) -> None:
         """A service runs: it can be called, and everybody is told."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from dse.core.info import DataServiceInfo, identifier
 from dse.core.methods import Method
 from dse.core.table import Change, PublishedTable, Replica, Table, is_async
-from dse.core.threads import SerialQueue, Timer
+from dse.core.threads import Timer
 from dse.errors import ConfigError, DseError
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ class _Host:
         self.runtime = runtime
         self.service = service
         self.status = "starting"
-        self.callbacks = SerialQueue(runtime.pool)
+        self.callbacks = runtime.engine.queue()
         self._lock = threading.Condition()
         self._replicas: list[Replica] = []
         self._timers: list[Timer] = []

@@ -18,7 +18,7 @@ from dse.core.info import identifier
 from dse.core.messages import ChangeMessage, Row, SyncRequest
 from dse.core.replica import Delta, ReplicaState
 from dse.core.rows import RowsView
-from dse.core.tablelog import TableLog
+from dse.core.tablelog import Sizes, TableLog
 from dse.errors import ConfigError, TableError
 
 if TYPE_CHECKING:
@@ -83,13 +83,19 @@ class Outlet(Protocol):
     """What a published table needs of the node it is on."""
 
     instance: str
-    largest: int
+    sizes: Sizes
+
+    def now(self) -> float:
+        """Return the time of the monotonic clock."""
+
+    def new_epoch(self) -> str:
+        """Return a name for a new life of a table."""
 
     def transmit(self, send: Send, *, remote: bool, local: bool) -> None:
         """Send to subscribers on other nodes, on this one, or both; never raises."""
 
     def watch(self, table: PublishedTable, wakeup: float) -> None:
-        """Call `table.tick` at a time of the monotonic clock."""
+        """Call `table.tick` at a time of that clock."""
 
     def subscribers_changed(self, table: PublishedTable, first: bool) -> None:
         """The first subscriber came, or the last one went."""
@@ -107,7 +113,7 @@ class PublishedTable:
         self.name = name
         self.columns = columns
         self._lock = threading.Lock()
-        self._log = TableLog(service_id, name, columns, "", _new_epoch())
+        self._log = TableLog(service_id, name, columns, "", uuid.uuid4().hex[:16])
         self._outlet: Outlet | None = None
         self._outbox: deque[tuple[Send, bool, bool]] = deque()
         self._sending = False
@@ -162,7 +168,7 @@ class PublishedTable:
         with self._lock:
             old = self._log
             self._log = TableLog(
-                self.service_id, self.name, self.columns, outlet.instance, _new_epoch(), outlet.largest
+                self.service_id, self.name, self.columns, outlet.instance, outlet.new_epoch(), outlet.sizes
             )
             self._outlet = outlet
             self._outbox.clear()
@@ -232,9 +238,10 @@ class PublishedTable:
 
     def _commit(self, step: Callable[[TableLog, float], tuple[ChangeMessage | None, list[Send]]]) -> Change:
         with self._lock:
-            change, sends = step(self._log, time.monotonic())
+            outlet = self._outlet
+            change, sends = step(self._log, outlet.now() if outlet is not None else 0.0)
             version = (self._log.epoch, self._log.seq)
-            outlet, wakeup, ours = self._outlet, self._log.wakeup, self._post(sends)
+            wakeup, ours = self._log.wakeup, self._post(sends)
         if outlet is not None:
             outlet.watch(self, wakeup)
             if ours:
@@ -249,7 +256,7 @@ class PublishedTable:
             if outlet is None:
                 return
             before = bool(self._log.subscribers)
-            sends = step(self._log, time.monotonic())
+            sends = step(self._log, outlet.now())
             after = bool(self._log.subscribers)
             wakeup, ours = self._log.wakeup, self._post(sends)
         outlet.watch(self, wakeup)
@@ -282,10 +289,6 @@ class PublishedTable:
                     return
                 send, remote, local = self._outbox.popleft()
             outlet.transmit(send, remote=remote, local=local)
-
-
-def _new_epoch() -> str:
-    return uuid.uuid4().hex[:16]
 
 
 class Shared(Protocol):

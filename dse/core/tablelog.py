@@ -45,7 +45,7 @@ from dse.core.messages import (
 )
 from dse.core.rows import DIGEST_MASK, RowsView
 
-__all__ = ["LEASE", "TableLog"]
+__all__ = ["LEASE", "Sizes", "TableLog"]
 
 LOG_BYTES = 1 << 18
 CHUNK_BYTES = 1 << 18
@@ -55,6 +55,20 @@ TIP_LAST = 30.0
 LEASE = 75.0
 LATE = 5.0
 SNAPSHOT_PATIENCE = 30.0
+
+
+@dataclass(slots=True, frozen=True)
+class Sizes:
+    """How much a table keeps and sends, in bytes.
+
+    largest: the longest encoded change that fits a frame. log: of encoded changes that are kept. chunk: of a snapshot.
+    window: chunks that are sent ahead.
+    """
+
+    largest: int = 1 << 22
+    log: int = field(default_factory=lambda: LOG_BYTES)
+    chunk: int = field(default_factory=lambda: CHUNK_BYTES)
+    window: int = field(default_factory=lambda: WINDOW)
 
 
 @dataclass(slots=True)
@@ -71,17 +85,14 @@ class _Snapshot:
 
 @dataclass(slots=True)
 class TableLog:
-    """See the rules at the top of this file.
-
-    instance: of the publishing node. largest: the longest encoded change in bytes that fits a frame.
-    """
+    """See the rules at the top of this file. `instance` is the publishing node's."""
 
     service: str
     table: str
     columns: tuple[str, ...]
     instance: str
     epoch: str
-    largest: int = 1 << 22
+    sizes: Sizes = field(default_factory=lambda: Sizes())
     seq: int = 0
     digest: int = 0
     subscribers: dict[str, float] = field(default_factory=dict)  # instance -> when its lease ends
@@ -155,14 +166,14 @@ class TableLog:
         self._tip_at = now + TIP_FIRST
         if not self.subscribers:
             return change, []
-        if len(body) > self.largest:
+        if len(body) > self.sizes.largest:
             return change, [self._send_tip()]
         return change, [Send(table_address(self.instance, self.service, self.table), body)]
 
     def _remember(self, body: bytes) -> None:
         self._log.append(body)
         self._log_bytes += len(body)
-        while self._log_bytes > LOG_BYTES:
+        while self._log_bytes > self.sizes.log:
             self._log_bytes -= len(self._log.popleft())
 
     # Replicas
@@ -183,7 +194,7 @@ class TableLog:
         begin = SnapshotBegin(request.request, self.epoch, self.columns, self.seq, len(self._rows), self.digest)
         sends = [Send(instance_address(request.instance), begin)]
         self._snapshots[request.instance] = snapshot
-        sends += self._next_chunks(request.instance, snapshot, WINDOW)
+        sends += self._next_chunks(request.instance, snapshot, self.sizes.window)
         return sends
 
     def _catch_up(self, request: SyncRequest, missing: int) -> Send:
@@ -198,7 +209,7 @@ class TableLog:
             return []
         snapshot.expires = now + SNAPSHOT_PATIENCE
         self.subscribers[instance] = now + LEASE
-        return self._next_chunks(instance, snapshot, received + WINDOW - snapshot.sent_chunks)
+        return self._next_chunks(instance, snapshot, received + self.sizes.window - snapshot.sent_chunks)
 
     def _next_chunks(self, instance: str, snapshot: _Snapshot, count: int) -> list[Send]:
         sends = []
@@ -209,7 +220,7 @@ class TableLog:
             sends.append(Send(instance_address(instance), body))
             snapshot.sent_rows += rows
             snapshot.sent_chunks += 1
-            snapshot.chunk_rows = max(1, min(rows * 8, rows * CHUNK_BYTES // len(body)))
+            snapshot.chunk_rows = max(1, min(rows * 8, rows * self.sizes.chunk // len(body)))
         if snapshot.sent_rows >= len(snapshot.rows):
             self._snapshots.pop(instance, None)
         if not self._snapshots:
@@ -221,7 +232,7 @@ class TableLog:
         while True:
             chunk = frozenset(snapshot.rows[snapshot.sent_rows : snapshot.sent_rows + rows])
             body = encode_body(SnapshotChunk(snapshot.request, snapshot.sent_chunks, chunk))
-            if len(body) <= 2 * CHUNK_BYTES or rows == 1:
+            if len(body) <= 2 * self.sizes.chunk or rows == 1:
                 return body, len(chunk)
             rows = max(1, rows // 4)
 

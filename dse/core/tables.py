@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import threading
-import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +27,7 @@ from dse.core.messages import (
 from dse.core.replica import Delta, ReplicaMachine, ReplicaState
 from dse.core.rows import RowsView
 from dse.core.table import Change, PublishedTable, Replica
-from dse.core.tablelog import LEASE
+from dse.core.tablelog import LEASE, Sizes
 from dse.core.threads import SerialQueue, Timer, Timers
 from dse.core.transport import Address
 from dse.core.wire import Wire
@@ -50,11 +49,13 @@ class Publisher:
         wire: Wire,
         timers: Timers,
         control: SerialQueue,
-        largest: int,
+        sizes: Sizes,
+        unique: Callable[[], str],
         on_subscribers: Callable[[PublishedTable, bool], None],
     ) -> None:
         self.instance = wire.instance
-        self.largest = largest
+        self.sizes = sizes
+        self._unique = unique
         self._wire = wire
         self._timers = timers
         self._control = control
@@ -91,6 +92,12 @@ class Publisher:
             self._orphans[table.service_id, table.name] = subscribers
 
     # What tables ask (`dse.core.table.Outlet`)
+
+    def now(self) -> float:
+        return self._timers.now()
+
+    def new_epoch(self) -> str:
+        return self._unique()[:16]
 
     def transmit(self, send: Send, *, remote: bool, local: bool) -> None:
         if isinstance(send.message, ChangeMessage | bytes | Tip) and send.address.delivery.value == "fanout":
@@ -149,7 +156,7 @@ class Publisher:
 
     def nodes_died(self, instances: Sequence[str]) -> None:
         """Nodes are taken for dead; they may be heard again."""
-        now = time.monotonic()
+        now = self._timers.now()
         with self._lock:
             self._dead = {instance: until for instance, until in self._dead.items() if until > now}
             self._dead |= dict.fromkeys(instances, now + LEASE)
@@ -248,7 +255,7 @@ class ReplicaHub:
         self._by_address: dict[Address, _SharedReplica] = {}
         self._connected = True
         self._renew_timer = timers.timer(lambda: control.put(self.renew))
-        timers.set(self._renew_timer, time.monotonic() + RENEW)
+        timers.set(self._renew_timer, timers.now() + RENEW)
 
     def subscribe(
         self,
@@ -390,7 +397,7 @@ class ReplicaHub:
                 return
             machine = shared.machine
             before = machine.state
-            deltas, effects = step(machine, time.monotonic())
+            deltas, effects = step(machine, self._timers.now())
             for delta in deltas:
                 for handle in shared.handles:
                     handle.deliver(delta)
@@ -436,7 +443,7 @@ class ReplicaHub:
 
     def renew(self) -> None:
         """Tell every publisher what is held of its tables, now; it answers where that is behind."""
-        self._timers.set(self._renew_timer, time.monotonic() + RENEW)
+        self._timers.set(self._renew_timer, self._timers.now() + RENEW)
         held: dict[str, list[tuple[str, str, str, int]]] = {}
         for shared in self._all():
             with shared.changed:

@@ -6,17 +6,20 @@ import asyncio
 import heapq
 import itertools
 import logging
+import random
 import threading
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any
 
-__all__ = ["AsyncLoop", "Pool", "SerialQueue", "Timer", "Timers"]
+__all__ = ["AsyncLoop", "Engine", "Pool", "SerialQueue", "Timer", "Timers"]
 
 _log = logging.getLogger("dse.node")
 
+_POOL = 10_000  # bounded by what it serves: one thread for each serial queue and periodic task at most
 _IDLE = 30.0  # seconds an idle thread is kept
 
 
@@ -174,6 +177,10 @@ class Timers:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
+    def now(self) -> float:
+        """Return the time of the clock that timers are set by: monotonic, in seconds."""
+        return time.monotonic()
+
     def timer(self, callback: Callable[[], None]) -> Timer:
         """Return a timer that is not set."""
         return Timer(callback)
@@ -287,3 +294,26 @@ class AsyncLoop:
             loop.run_until_complete(loop.shutdown_asyncgens())
         finally:
             loop.close()
+
+
+class Engine:
+    """What one life of a node runs on: its clock and timers, threads and chance. The simulation has a virtual one."""
+
+    def __init__(self, name: str, workers: int) -> None:
+        self.timers = Timers(f"{name}-timers")
+        self.pool = Pool(f"{name}-pool", _POOL)
+        self.workers = Pool(f"{name}-worker", workers)
+        self.loop = AsyncLoop(name)
+        self.random = random.Random()
+
+    def queue(self) -> SerialQueue:
+        """Return a serial queue upon the pool."""
+        return SerialQueue(self.pool)
+
+    def unique(self) -> str:
+        """Return a name that nobody else has."""
+        return uuid.uuid4().hex
+
+    def linger(self, seconds: float) -> None:
+        """Give the other threads time."""
+        time.sleep(seconds)

@@ -38,7 +38,7 @@ from dse.core.messages import (
     table_address,
 )
 from dse.core.replica import Delta, ReplicaMachine, ReplicaState
-from dse.core.tablelog import TableLog
+from dse.core.tablelog import Sizes, TableLog
 from dse.core.transport import Delivery
 
 ROWS = [(1,), (True,), (1.0,), (2,), (2.5,), (None,), ("",), ("a",), (b"a",), ("long" * 20,), (b"longer" * 30,), (-7,)]
@@ -99,7 +99,7 @@ class Lossy(RuleBasedStateMachine):
         if new_node or not self.instance:
             self.instance = f"pub/{next(self.instances)}"
             self.orphans = []
-        self.log = TableLog("s", "t", COLUMNS, self.instance, f"epoch {next(self.epochs)}", largest=200)
+        self.log = TableLog("s", "t", COLUMNS, self.instance, f"epoch {next(self.epochs)}", Sizes(largest=200))
         self.send(self.log.adopt(self.now, old, self.orphans))
         self.remember()
         self.tell_publishers()
