@@ -168,11 +168,24 @@ class ServerProcess:
                 os.kill(self.pid, number)
 
     def pause(self) -> None:
-        """Stop the process in its tracks: its sockets stay open, nothing answers."""
+        """Stop the process in its tracks: its sockets stay open, nothing answers once this has returned."""
         self.signal(signal.SIGSTOP)
+        # A thread that runs on the other processor stops a moment later, and may answer until then.
+        until = time.monotonic() + 5.0
+        while self.running and not self._stands_still() and time.monotonic() < until:
+            time.sleep(0.001)
 
     def resume(self) -> None:
         self.signal(signal.SIGCONT)
+
+    def _stands_still(self) -> bool:
+        try:
+            states = [
+                task.read_text().rpartition(")")[2].split()[0] for task in Path(f"/proc/{self.pid}/task").glob("*/stat")
+            ]
+        except (OSError, IndexError):
+            return False  # a thread ended at this moment
+        return set(states) <= {"T", "t"}
 
     @staticmethod
     def _log_tail(log_file: Path, start: int) -> str:
