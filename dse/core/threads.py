@@ -26,15 +26,17 @@ _IDLE = 30.0  # seconds an idle thread is kept
 class Pool:
     """Threads that run jobs, started when needed, at most `limit`, ended when idle for long.
 
-    Jobs wait in a queue when all threads are busy; whoever submits bounds how many there can be.
+    Jobs wait in a queue when all threads are busy; whoever submits bounds how many there can be. A job goes to the
+    thread that became idle last: were they to take turns, a few jobs a second would keep all the threads of a busy
+    moment for ever.
     """
 
     def __init__(self, name: str, limit: int) -> None:
         self._name = name
         self._limit = limit
-        self._ready = threading.Condition()  # protects all below
+        self._lock = threading.RLock()  # protects all below
         self._jobs: deque[Callable[[], None]] = deque()
-        self._idle = 0
+        self._idle: list[threading.Condition] = []  # what idle threads that were not woken wait for, the latest last
         self._threads: set[threading.Thread] = set()
         self._numbers = itertools.count(1)
         self._closed = False
@@ -46,12 +48,12 @@ class Pool:
 
     def submit(self, job: Callable[[], None]) -> bool:
         """Run the job on a thread of the pool; return False once the pool is closed."""
-        with self._ready:
+        with self._lock:
             if self._closed:
                 return False
             self._jobs.append(job)
-            if self._idle >= len(self._jobs):
-                self._ready.notify()
+            if self._idle:
+                self._idle.pop().notify()
                 return True
             if len(self._threads) >= self._limit:
                 return True
@@ -63,38 +65,39 @@ class Pool:
     def close(self, timeout: float) -> bool:
         """Let the jobs that wait or run finish, for `timeout` seconds at most; say whether all did."""
         deadline = time.monotonic() + timeout
-        with self._ready:
+        with self._lock:
             self._closed = True
-            self._ready.notify_all()
+            while self._idle:
+                self._idle.pop().notify()
             threads = list(self._threads)
         for thread in threads:
             if thread is not threading.current_thread() and thread.ident is not None:
                 thread.join(max(0.0, deadline - time.monotonic()))
-        with self._ready:
+        with self._lock:
             self._jobs.clear()
         return not any(t.is_alive() for t in threads if t is not threading.current_thread())
 
     def _work(self) -> None:
+        wake = threading.Condition(self._lock)
         try:
-            while (job := self._next()) is not None:
+            while (job := self._next(wake)) is not None:
                 try:
                     job()
                 except Exception:
                     _log.exception("%s: a job raised", self._name)
                 del job
         finally:
-            with self._ready:
+            with self._lock:
                 self._threads.discard(threading.current_thread())
 
-    def _next(self) -> Callable[[], None] | None:
-        with self._ready:
-            if not self._jobs:
+    def _next(self, wake: threading.Condition) -> Callable[[], None] | None:
+        with self._lock:
+            while not self._jobs:
                 if self._closed:
                     return None
-                self._idle += 1
-                woken = self._ready.wait_for(lambda: self._jobs or self._closed, _IDLE)
-                self._idle -= 1
-                if not woken or not self._jobs:
+                self._idle.append(wake)
+                if not wake.wait(_IDLE) and wake in self._idle:
+                    self._idle.remove(wake)
                     return None
             return self._jobs.popleft()
 
