@@ -3,15 +3,18 @@
 Rules:
 
 1. A node JOINs by saying so (a heartbeat marked joining). Once it has heard that itself, and nobody objected for
-   `JOIN_WINDOW` seconds after, it is JOINED. Every peer answers a joining node with its catalogue, spread over as many
-   seconds as keep the joining node within `HEARTBEATS_PER_SECOND`.
+   `JOIN_WINDOW` seconds after, it is JOINED, and says so with its catalogue. Every peer answers a joining node with its
+   own, spread over as many seconds as keep the answers within `ANSWERS_PER_SECOND`.
 2. A heartbeat promises when the next one comes. Silence of 3 promised intervals makes a peer SUSPECT, of 5 DEAD; being
    heard makes it what it was before. `Leave` makes it LEFT at once. DEAD and LEFT peers are listed for `REMEMBERED`
    seconds, then forgotten.
 3. Ages are measured on the local monotonic clock alone. A node that is disconnected, or that was itself suspended (its
    tick came late), ages nobody: it cannot tell. Every peer then gets its silence counted anew.
-4. The interval grows with the number of nodes, so that a node receives about `HEARTBEATS_PER_SECOND` at most.
-5. A catalogue has a version; who hears of a version it has not, asks for it, at most once an interval.
+4. A node receives about 200 messages a second at most, however large the bus: the interval grows with the number of
+   nodes, so that `HEARTBEATS_PER_SECOND` are heartbeats; answers to a node that joins come on top; and what all nodes
+   do at one time, as coming back after the broker was down, each does at a random time within an interval.
+5. A catalogue has a version; who hears of a version it has not, asks for it, at most once an interval; not while all
+   answer its joining. A catalogue says what a heartbeat says, and stands for one.
 6. Two live nodes with one node_id: a joining node yields to a joined one. Between two that joined, or two that join,
    the one whose instance sorts first decides by age, alone, so that never both stop: the younger one is told, and
    stops. Ages less than `SAME_AGE` apart cannot be told apart through the bus; then the instance that sorts first
@@ -37,8 +40,11 @@ from dse.core.messages import CONTROL, Catalogue, CatalogueRequest, Clash, Heart
 
 __all__ = ["Membership", "NodeState", "Peer", "PeerEvent"]
 
-HEARTBEATS_PER_SECOND = 200
+HEARTBEATS_PER_SECOND = 100
+ANSWERS_PER_SECOND = 80
+AT_ONCE = 50  # nodes that may all speak at one time
 JOIN_WINDOW = 0.15
+OFFER_WINDOW = 0.05  # seconds that a node which has joined waits for its services to start, before it says so without
 JOIN_AGAIN = 0.5  # seconds until a joining node that did not hear itself says it again
 SUSPECT_AFTER = 3
 DEAD_AFTER = 5
@@ -108,6 +114,8 @@ class Membership:
     _started: float = 0.0
     _heard_self: float = math.inf
     _beat_at: float = math.inf
+    _asked_all: float = -math.inf  # when everybody was last asked for catalogues, by joining or as an observer
+    _to_tell: bool = False  # the next heartbeat is to be the catalogue
     _last_tick: float = 0.0
     _connected: bool = True
     _answers: list[tuple[float, str]] = field(default_factory=list)  # heap of (when it is answered, who is new)
@@ -126,7 +134,6 @@ class Membership:
     def start(self, now: float) -> list[Effect]:
         """Begin to join."""
         self._started = self._last_tick = now
-        self._beat_at = now + JOIN_AGAIN
         return self._beat(now)
 
     def changed(self, now: float) -> list[Effect]:
@@ -147,10 +154,12 @@ class Membership:
         """This node's connection is back."""
         self._connected = True
         self._forgive(now)
-        self._beat_at = now + self._jittered()
         if self.passive:
-            return [self._ask_everybody()]  # who joined meanwhile
-        return [self._heartbeat(now), *self._tell(now)]
+            return [self._ask_everybody(now)]  # who joined meanwhile
+        # All that were on the broker are back now: each speaks, and later beats, at its own time.
+        self._to_tell = True
+        self._beat_at = now + self._spread(HEARTBEATS_PER_SECOND)
+        return self._beat(now) if self._beat_at <= now else []
 
     # What is heard
 
@@ -173,7 +182,7 @@ class Membership:
         if message.instance == self.instance:
             return []
         effects = self._check_clash(now, message.node_id, message.instance, message.age, False)
-        peer = self._heard(now, message.node_id, message.instance, message.interval, None)
+        peer = self._heard(now, message.node_id, message.instance, message.interval, False)
         if peer is not None and message.version > peer.version:
             peer.version = message.version
             peer.announced = max(peer.announced, message.version)
@@ -227,13 +236,10 @@ class Membership:
         self._last_tick = now
         if self.state is NodeState.JOINING and now >= self._heard_self + JOIN_WINDOW and self.clash is None:
             self.state = NodeState.JOINED
-            self._beat_at = now
-            if self.version:
-                effects += self._tell(now)
+            self._to_tell = True
+            self._beat_at = now if self.version else now + OFFER_WINDOW
         if now >= self._beat_at and self.state is not NodeState.LEFT:
-            self._beat_at = now + (JOIN_AGAIN if self.state is NodeState.JOINING else self._jittered())
-            if self._connected:
-                effects += self._beat(now)
+            effects += self._beat(now)
         effects += self._answer(now)
         while self._connected and self._checks and self._checks[0][0] <= now:
             at, instance = heapq.heappop(self._checks)
@@ -276,18 +282,35 @@ class Membership:
         # A little early, never late: the promised interval is kept.
         return self.interval * self.rng.uniform(0.85, 1.0)
 
+    def _spread(self, rate: float) -> float:
+        """Return how many seconds to wait with what all nodes do now, to be `rate` a second together."""
+        return self.rng.random() * self._live / rate if self._live > AT_ONCE else 0.0
+
     def _beat(self, now: float) -> list[Effect]:
         """Say that this node lives; or, passive, ask for what a joining node would be told."""
-        if not self.passive:
-            return [self._heartbeat(now)]
-        return [self._ask_everybody()] if self.state is NodeState.JOINING else []
+        joining = self.state is NodeState.JOINING
+        self._beat_at = now + (JOIN_AGAIN if joining else self._jittered())
+        if not self._connected:
+            return []
+        if self.passive:
+            return [self._ask_everybody(now)] if joining else []
+        if self._to_tell and not joining:
+            return self._tell(now)
+        if joining:
+            self._asked_all = now
+        return [self._heartbeat(now)]
 
-    def _ask_everybody(self) -> Send:
+    def _ask_everybody(self, now: float) -> Send:
+        self._asked_all = now
         return Send(CONTROL, CatalogueRequest(self.instance, everybody=True))
+
+    def _promised(self, now: float) -> float:
+        # The interval may have become shorter since the next heartbeat was set.
+        return max(self.interval, self._beat_at - now)
 
     def _heartbeat(self, now: float) -> Send:
         joining = self.state is NodeState.JOINING
-        interval = self.interval
+        interval = self._promised(now)
         message = Heartbeat(self.node_id, self.instance, now - self._started, interval, self.version, joining)
         return Send(CONTROL, message, ttl=interval * SUSPECT_AFTER)
 
@@ -295,19 +318,22 @@ class Membership:
         """Send the catalogue to everybody: only a node that has joined does, for that is what a catalogue proves."""
         if not self._connected or self.state is not NodeState.JOINED or self.passive:
             return []
+        self._to_tell = False
+        self._beat_at = now + self._jittered()
         return [Send(CONTROL, self._catalogue(now))]
 
     def _catalogue(self, now: float) -> Catalogue:
         services, node_methods = self.catalogue()
         age = now - self._started
-        return Catalogue(self.node_id, self.instance, age, self.interval, self.version, services, node_methods)
+        interval = self._promised(now)
+        return Catalogue(self.node_id, self.instance, age, interval, self.version, services, node_methods)
 
     def _forgive(self, now: float) -> None:
         for peer in self.peers.values():
             if peer.live:
                 peer.last_heard = now
 
-    def _heard(self, now: float, node_id: str, instance: str, interval: float, joining: bool | None) -> Peer | None:
+    def _heard(self, now: float, node_id: str, instance: str, interval: float, joining: bool) -> Peer | None:
         interval = min(LONGEST_INTERVAL, max(0.01, interval)) if math.isfinite(interval) else 1.0
         peer = self.peers.get(instance)
         if peer is None:
@@ -323,8 +349,6 @@ class Membership:
             return None  # a straggler, sent before the goodbye
         peer.last_heard = now
         peer.interval = interval
-        if joining is None:
-            joining = peer.state is NodeState.JOINING
         self._set_state(now, peer, NodeState.JOINING if joining else NodeState.JOINED)
         if now + SUSPECT_AFTER * interval < peer.check_at:
             self._check_later(peer)  # it promises to be heard sooner than before
@@ -348,16 +372,17 @@ class Membership:
             return []
         if peer.state is NodeState.JOINING:
             return []  # it announces what it offers once it has joined
+        if now - self._asked_all < max(self.base_interval, self._live / ANSWERS_PER_SECOND + JOIN_WINDOW):
+            return []  # its answer is on the way
         peer.asked_at = now
         return [Send(instance_address(peer.instance), CatalogueRequest(self.instance))]
 
     def _answer_soon(self, now: float, instance: str) -> list[Effect]:
-        """Send the catalogue to one that is new here; a large bus spreads its answers (rule 1)."""
+        """Send the catalogue to one that is new here; a large bus spreads its answers."""
         if instance in self._to_answer or self.passive:
             return []
-        spread = self._live / HEARTBEATS_PER_SECOND if self._live > HEARTBEATS_PER_SECOND / 4 else 0.0
         self._to_answer.add(instance)
-        heapq.heappush(self._answers, (now + self.rng.random() * spread, instance))
+        heapq.heappush(self._answers, (now + self._spread(ANSWERS_PER_SECOND), instance))
         return self._answer(now)
 
     def _answer(self, now: float) -> list[Effect]:

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from dse.core.effects import Effect, Send
 from dse.core.membership import (
+    ANSWERS_PER_SECOND,
+    AT_ONCE,
     DEAD_AFTER,
     HEARTBEATS_PER_SECOND,
     JOIN_WINDOW,
@@ -351,6 +353,27 @@ def test_the_interval_grows_with_the_number_of_nodes() -> None:
     assert machine.interval == 1.0
 
 
+def test_a_promise_is_kept_although_the_bus_shrank_since_the_heartbeat_was_set() -> None:
+    machine = Membership("a", "a/1", 1.0, lambda: ([], []))
+    peers = [(f"n{number}", f"n{number}/1") for number in range(50 * HEARTBEATS_PER_SECOND)]
+    machine.start(0.0)
+    machine.heartbeat(0.0, Heartbeat("a", "a/1", 0.0, 1.0, 0, True))
+    for node_id, instance in peers:
+        machine.heartbeat(0.1, Heartbeat(node_id, instance, 1.0, 50.0, 0))
+    (told,) = machine.tick(JOIN_WINDOW + 0.1) + machine.changed(JOIN_WINDOW + 0.1)
+    for node_id, instance in peers[1:]:
+        machine.left(1.0, Leave(node_id, instance))
+    assert machine.interval == INTERVAL
+    (answer,) = machine.catalogue_request(2.0, CatalogueRequest(peers[0][1]))
+    assert isinstance(told, Send)
+    assert isinstance(told.message, Catalogue)
+    assert isinstance(answer, Send)
+    assert isinstance(answer.message, Catalogue)
+    beats = [effect for effect in machine.tick(2.0 + answer.message.interval) if isinstance(effect, Send)]
+    assert any(isinstance(beat.message, Heartbeat) for beat in beats)
+    assert answer.message.interval > 0.8 * told.message.interval
+
+
 def test_a_promise_that_makes_no_sense_is_not_believed() -> None:
     machine = Membership("a", "a/1", 1.0, lambda: ([], []))
     machine.start(0.0)
@@ -446,11 +469,11 @@ def test_an_observer_knows_everybody_and_nobody_knows_it(nodes: int) -> None:
     bus.run(1.0 if nodes < 100 else 4.0)
     began, observer = bus.now, observe(bus)
     bus.run_until(lambda: joined(observer), 1.0)
-    bus.run(nodes / HEARTBEATS_PER_SECOND)
+    bus.run(nodes / ANSWERS_PER_SECOND)
     assert [observer.knows(other) for other in others] == [[f"s{number}"] for number in range(nodes)]
     answers = [at for at, message in observer.heard if isinstance(message, Catalogue)]
-    if nodes > HEARTBEATS_PER_SECOND / 4:  # a large bus does not answer all at once
-        assert max(answers) - min(answers) > 0.7 * nodes / HEARTBEATS_PER_SECOND
+    if nodes > AT_ONCE:  # a large bus does not answer all at once
+        assert max(answers) - min(answers) > 0.7 * nodes / ANSWERS_PER_SECOND
     bus.run(3.0)
     observer.leave()
     bus.run(3.0)
