@@ -62,6 +62,7 @@ _STOPPING = "Stopping"  # the request was not run, for the node is about to leav
 _REMOTE = "RemoteError"
 _ANYBODY = ""  # stands for the bus's choice among the instances that were tried
 _RETRY = 0.1  # seconds until a request that found nobody is sent again, where somebody may come back
+_FIND = 0.5  # seconds that a node which is not known, or not reached, is waited for: it may just have started
 _SETTLE = 5.0  # seconds after an outage in which nodes that live may not be back on the bus yet
 _MAX_TRACEBACK = 20_000
 _MAX_MESSAGE = 20_000
@@ -174,7 +175,8 @@ class RpcClient:
     """Sends requests, waits for answers, retries where that is safe.
 
     A request that cannot have run is sent to another replica. Where there is none, it is parked and tried again: one
-    that may be repeated, and any right after an outage, as long as the control bus knows a live node that offers it.
+    that may be repeated, and any right after an outage, as long as the control bus knows a live node that offers it;
+    and any to a node by name, for `_FIND` seconds: that node may have started although word of it is still on its way.
 
     Lock: ``_lock`` protects ``_pending``, ``_parked``, ``_retrying`` and ``_settled``.
     """
@@ -285,6 +287,8 @@ class RpcClient:
         waiting: _Waiting = call.handle
         anycast = False
         if waiting.node_id is not None:
+            if not self._is_known(waiting.node_id) and self._wait_for_somebody(call):
+                return
             instance = self._instance_of(call, waiting.node_id)
             call.instance, call.node_id = instance, waiting.node_id
         elif call.service is None:
@@ -325,6 +329,9 @@ class RpcClient:
         context = call_context()
         trace = dict(context.trace) if context is not None and context.trace else None
         return Request(call_id, self._wire.instance, self._node_id, service, method, args, left, anycast, trace)
+
+    def _is_known(self, node_id: str) -> bool:
+        return node_id == self._node_id or self._control_bus.member(node_id) is not None
 
     def _instance_of(self, call: Call, node_id: str) -> str:
         if node_id == self._node_id:
@@ -414,6 +421,11 @@ class RpcClient:
             assert call.instance is not None
             self._lost(call, f"node {call.node_id!r} {gone[call.instance]} before it answered {call.method!r}")
 
+    def nodes_came(self) -> None:
+        """Nodes have joined: somebody may wait for them."""
+        if self._parked:
+            self._control.put(self._retry)
+
     def connected(self) -> None:
         """The connection is back: send what waited for it, and ask about what was under way."""
         with self._lock:
@@ -489,27 +501,32 @@ class RpcClient:
                 call.handle.answer.set_exception(error if keep and error is not None else reason)
 
     def _wait_for_somebody(self, call: Call) -> bool:
-        """Park a request that found nobody, where somebody may be back soon; say whether that is so."""
+        """Park a request that found nobody, where somebody may be there soon; say whether that is so."""
         waiting: _Waiting = call.handle
-        if not (waiting.idempotent or self._timers.now() < self._settled):
-            return False
-        if waiting.node_id is not None:
-            alive = self._control_bus.member(waiting.node_id) is not None
+        now = self._timers.now()
+        if waiting.node_id is not None and now < call.started + _FIND:
+            self._park(call, f"node {waiting.node_id!r} to be on the bus")
+        elif (waiting.idempotent or now < self._settled) and self._is_offered(call):
+            self._park(call, "a node that offers it to be back on the bus")
         else:
-            alive = call.service in self._control_bus.replicas
-        if not alive:
             return False
-        self._park(call, "a node that offers it to be back on the bus")
         with self._lock:
             first, self._retrying = not self._retrying, True
         if first:
             self._timers.set(self._retry_timer, self._timers.now() + _RETRY)
         return True
 
+    def _is_offered(self, call: Call) -> bool:
+        waiting: _Waiting = call.handle
+        if waiting.node_id is not None:
+            return self._is_known(waiting.node_id)
+        return call.service in self._control_bus.replicas
+
     def _park(self, call: Call, waits_for: str) -> None:
         call.handle.waits_for = waits_for
         with self._lock:
             if call.id in self._pending.calls:
+                call.instance, call.sent = None, False  # nobody has it, so whoever dies now does not end it
                 self._parked[call.id] = call
 
     def _tick(self) -> None:

@@ -231,7 +231,8 @@ class Runtime:
         ]
 
     def _subscribers_changed(self, table: PublishedTable, first: bool) -> None:
-        host = self.node.hosts.get(table.service_id)
+        service = self.node._services.get(table.service_id)
+        host = service._host if service is not None else None  # known to the service before it is to the node
         if host is not None:
             host.subscribers_changed(table.name, first)
 
@@ -248,6 +249,7 @@ class Runtime:
             self.publisher.nodes_left(left)
         if NodeState.JOINED in now:
             self.publisher.nodes_heard(now[NodeState.JOINED])
+            self.client.nodes_came()
         self.hub.published()
 
     # What the transport tells (`dse.core.transport.TransportEvents`)

@@ -30,9 +30,12 @@ from typing import Any
 import pytest
 
 from dse import DataService, Node, rpc
+from dse.core.messages import CONTROL
+from dse.errors import NodeLost
 from dse.testing.brokers import Broker
 from dse.testing.contract.bus_network import together
 from dse.testing.contract.recorder import DEADLINE, eventually
+from dse.testing.faults import Faults
 
 RUNS = int(os.environ.get("DSE_SCENARIO_RUNS", "5"))
 BATCH = 25  # runs a test, so that workers can share the runs
@@ -336,6 +339,36 @@ def test_it_works_right_after_start(
         record_property("scenario", [driver, scenario.__name__, done, len(runs)])
         bus.stop(*NODES)
     eventually(lambda: not _threads(), f"the threads end: {_threads()}", 5.0)
+
+
+def test_a_node_that_has_started_is_called_although_word_of_it_is_late() -> None:
+    name = uuid.uuid4().hex
+    with Faults(name) as faults, Node(f"fake://{name}", node_id="old") as old:
+        faults.delay(0.3, 0.3, lambda sent: sent.receiver is old.runtime.transport and sent.address == CONTROL)
+        with Node(f"fake://{name}", node_id="new", node_endpoints=[Endpoint(Ear("new"))]):
+            assert "new" not in old.status().peers
+            assert old.call_node("new", "hear", {"key": "early"}) == "new"
+
+
+def test_a_node_that_is_back_under_its_name_is_called_although_its_death_is_not_known() -> None:
+    name = uuid.uuid4().hex
+    with Faults(name) as faults, Node(f"fake://{name}", node_id="old") as old:
+        first = Node(f"fake://{name}", node_id="phoenix", node_endpoints=[Endpoint(Ear("first"))])
+        first.start()
+        assert old.call_node("phoenix", "hear", {"key": "before"}) == "first"
+        first.runtime.transport.close()  # as silent as a killed one
+        faults.delay(0.3, 0.3, lambda sent: sent.receiver is old.runtime.transport and sent.address == CONTROL)
+        with Node(f"fake://{name}", node_id="phoenix", node_endpoints=[Endpoint(Ear("second"))]):
+            assert old.call_node("phoenix", "hear", {"key": "after"}) == "second"
+        first.stop()
+
+
+def test_a_call_to_a_node_that_never_was_fails_long_before_its_timeout() -> None:
+    with Node(f"fake://{uuid.uuid4().hex}") as node:
+        began = time.monotonic()
+        with pytest.raises(NodeLost, match="nobody"):
+            node.call_node("nobody", "hear", {"key": "x"}, timeout=30.0)
+        assert time.monotonic() - began < 3.0
 
 
 def _threads() -> list[str]:
