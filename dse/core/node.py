@@ -23,7 +23,7 @@ from dse.core.rpc import Outcome
 from dse.core.runtime import Runtime
 from dse.core.service import DataService, _Host
 from dse.core.threads import Engine
-from dse.core.transport import Address, TransportUrl
+from dse.core.transport import Address, Transport, TransportUrl
 from dse.errors import ConfigError, DseError, InvalidArguments, NodeIdClash, NoSuchService, ServiceExists
 
 __all__ = ["Node", "Proxy"]
@@ -66,7 +66,7 @@ class Node:
         node_endpoints: Sequence[object] = (),
     ) -> None:
         self.url = TransportUrl.parse(url)
-        self._driver = load_transport(self.url)
+        self._driver = self._load_driver()
         self.node_id = _node_id(node_id)
         self.bus = bus
         if not (isinstance(heartbeat_interval, int | float) and 0.01 <= heartbeat_interval <= 3600):
@@ -105,7 +105,7 @@ class Node:
             if self._runtime is not None:
                 return
             self._clash = None
-            runtime = self._runtime = Runtime(self, Engine(f"dse-{self.node_id}", self.workers))
+            runtime = self._runtime = self._make_runtime()
         try:
             runtime.open()
             if not runtime.control_bus.wait_joined(JOIN_PATIENCE + self.url_timeout()):
@@ -346,6 +346,12 @@ class Node:
     def hosts(self) -> Mapping[str, _Host]:
         """The running services."""
         return self._hosts
+
+    def _load_driver(self) -> Callable[..., Transport]:
+        return load_transport(self.url)
+
+    def _make_runtime(self) -> Runtime:
+        return Runtime(self, Engine(f"dse-{self.node_id}", self.workers))
 
     def clashed(self, other: str) -> None:
         """An older node has this node's id: stop, from a thread of its own."""

@@ -151,7 +151,10 @@ class DataService:
 
 
 class _Host:
-    """Runs one service on a node. Lock: ``_lock`` protects ``_replicas``, ``_timers`` and ``_running_tasks``."""
+    """Runs one service on a node.
+
+    Lock: ``_lock`` protects ``_replicas``, ``_timers``, ``_running_tasks`` and ``_early``.
+    """
 
     def __init__(self, node: Node, runtime: Runtime, service: DataService) -> None:
         self.node = node
@@ -163,6 +166,7 @@ class _Host:
         self._replicas: list[Replica] = []
         self._timers: list[Timer] = []
         self._running_tasks = 0
+        self._early: list[Callable[[], None]] | None = []  # hooks that wait for on_start to end
 
     # Life
 
@@ -174,6 +178,10 @@ class _Host:
             for table in service.published_tables.values():
                 self.runtime.publisher.add(table)
             self.callbacks.run(lambda: self._invoke(service.on_start), timeout=60.0)
+            with self._lock:
+                early, self._early = self._early or [], None
+                for job in early:
+                    self.callbacks.put(job)
             for name in service._change_names:
                 callback = getattr(service, name)
                 for service_id, table_name in callback.__dse_on_change__:
@@ -246,9 +254,17 @@ class _Host:
         self.runtime.announce()
 
     def subscribers_changed(self, table: str, first: bool) -> None:
-        """Call the hook in turn."""
+        """Call the hook in turn, after ``on_start``."""
         hook = self.service.on_first_subscriber if first else self.service.on_last_unsubscribe
-        self.callbacks.put(lambda: self._guard(hook, table))
+
+        def job() -> None:
+            self._guard(hook, table)
+
+        with self._lock:
+            if self._early is not None:
+                self._early.append(job)
+            else:
+                self.callbacks.put(job)
 
     # Running user code
 
