@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import inspect
 import typing
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, overload
@@ -84,6 +85,10 @@ def set_call_context(context: CallContext | None) -> contextvars.Token[CallConte
     return _context.set(context)
 
 
+_Shape = tuple[tuple[str, ...], msgspec.msgpack.Decoder[Any], MethodInfo]
+_shapes: weakref.WeakKeyDictionary[Callable[..., Any], _Shape] = weakref.WeakKeyDictionary()
+
+
 class Method:
     """One RPC method of one object: checks arguments against the signature, then runs it."""
 
@@ -92,14 +97,18 @@ class Method:
         self.owner = owner
         self.function = function
         self.is_async = inspect.iscoroutinefunction(function)
-        signature = inspect.signature(function)
-        self._parameters = tuple(signature.parameters)
-        self._decoder = self._make_decoder(signature)
-        self.info = MethodInfo(
-            signature=str(signature),
-            doc=inspect.getdoc(function) or "",
-            idempotent=bool(getattr(function, "__dse_rpc__", False)),
-        )
+        # One class may have many instances: what its methods are is found out once.
+        shape = _shapes.get(getattr(function, "__func__", function))
+        if shape is None:
+            signature = inspect.signature(function)
+            info = MethodInfo(
+                signature=str(signature),
+                doc=inspect.getdoc(function) or "",
+                idempotent=bool(getattr(function, "__dse_rpc__", False)),
+            )
+            shape = (tuple(signature.parameters), self._make_decoder(signature), info)
+            _shapes[getattr(function, "__func__", function)] = shape
+        self._parameters, self._decoder, self.info = shape
 
     def bind(self, args: msgspec.Raw) -> dict[str, Any]:
         """Decode and check encoded arguments; raise `InvalidArguments` that says which does not fit."""
