@@ -63,7 +63,8 @@ class Publisher:
         self._lock = threading.Lock()
         self._tables: dict[tuple[str, str], PublishedTable] = {}
         self._timers_of: dict[PublishedTable, Timer] = {}
-        self._orphans: dict[tuple[str, str], list[str]] = {}  # who subscribed to a table that was removed
+        # Who subscribed to a table that was removed, and until when that counts; the earliest removed first.
+        self._orphans: dict[tuple[str, str], tuple[float, list[str]]] = {}
         self._dead: dict[str, float] = {}  # nodes taken for dead -> when they are forgotten
         self._connected = True
 
@@ -72,9 +73,9 @@ class Publisher:
         with self._lock:
             self._tables[table.service_id, table.name] = table
             self._timers_of[table] = self._timers.timer(lambda: self._control.put(table.tick))
-            orphans = self._orphans.pop((table.service_id, table.name), [])
+            until, orphans = self._orphans.pop((table.service_id, table.name), (0.0, []))
             connected = self._connected
-        table.attach(self, orphans)
+        table.attach(self, orphans if self.now() < until else [])
         if not connected:
             table.disconnected()
 
@@ -86,10 +87,15 @@ class Publisher:
         if timer is not None:
             self._timers.cancel(timer)
         subscribers = table.detach()
+        now, key = self.now(), (table.service_id, table.name)
         with self._lock:
-            while len(self._orphans) >= MAX_ORPHANS:
-                del self._orphans[next(iter(self._orphans))]
-            self._orphans[table.service_id, table.name] = subscribers
+            self._orphans.pop(key, None)
+            for old, (until, _) in list(self._orphans.items()):
+                if now < until and len(self._orphans) < MAX_ORPHANS:
+                    break
+                del self._orphans[old]
+            if subscribers:
+                self._orphans[key] = (now + LEASE, subscribers)
 
     # What tables ask (`dse.core.table.Outlet`)
 

@@ -134,9 +134,7 @@ class _RabbitSession(Session):
         self._addresses: dict[bytes, Address] = {}  # listened on, by wire name
         self._routes: dict[Address, bytes] = {}  # the start of a message to there
         self._sent_to: dict[bytes, Address] = {}  # the same, by wire name
-        # ANYCAST consumers and idle channels; protected by the consuming wire's lock.
-        self._consumers: dict[bytes, Any] = {}
-        self._idle: list[Any] = []
+        self._consumers: dict[bytes, Any] = {}  # of ANYCAST: their channels; protected by the consuming wire's lock
         self._handed_on = 0  # messages of the consuming wire that were; counted by its thread
         self._flushed = threading.Condition()  # protects nothing but the waiting below
         self._flushes = 0  # threads that wait for _handed_on
@@ -252,9 +250,7 @@ class _RabbitSession(Session):
                         raise  # other consumers are gone with it: the whole session must be restored
 
     def _channel(self, connection: Any) -> Any:
-        """Return a channel without consumers, or beyond `_MOST_CHANNELS` the one with the latest."""
-        if self._idle:
-            return self._idle.pop()
+        """Return a new channel, or beyond `_MOST_CHANNELS` the one with the latest consumer."""
         if len(connection.channels) < _MOST_CHANNELS:
             return connection.channel()
         return next(reversed(self._consumers.values()))
@@ -277,9 +273,10 @@ class _RabbitSession(Session):
         channel = self._consumers.pop(name.encode(), None)
         if channel is None:
             return
+        # First alone: closing a channel, the broker may drop what it has taken from the queue and not sent yet.
         channel.basic_cancel(name)
         if channel not in self._consumers.values():
-            self._idle.append(channel)
+            channel.close()
 
     def _flush(self) -> None:
         """Wait until what was received so far is handed on: the broker has taken it from the shared queue for us."""
