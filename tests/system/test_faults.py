@@ -161,7 +161,7 @@ def test_a_slow_subscriber_is_dropped(trial: Trial) -> None:
         held, accepted = connections(), fleet.accepted()
         victim.suspend()
         began = time.monotonic()
-        fleet.tell_all("flood", rate=rate * 10, note_length=4000)
+        fleet.tell_all("flood", rate=rate * 10, note_length=2000)
         fleet.wait(began + 40.0, lambda: [] if connections() < held else ["the broker keeps the slow subscriber"])
         trial.notes["dropped after"] = round(time.monotonic() - began, 1)
         time.sleep(max(0.0, began + trial.scale.flood - time.monotonic()))
