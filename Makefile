@@ -11,7 +11,7 @@ RUNS   ?= 500
 PYTEST  = $(BIN)/python -m pytest -n 4 --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fake scenarios faults lint types format brokers clean
+.PHONY: help demo test test-fake scenarios soak faults lint types format brokers clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,13 +34,19 @@ test: $(VENV)/.dev brokers ## the whole suite, every driver; installs Redis and 
 test-fake: $(VENV)/.dev ## what needs no broker
 	$(PYTEST) -m "not redis and not rabbit" $(ARGS)
 
-faults: $(VENV)/.dev brokers ## faults on real brokers at full length, some 10 minutes; the counts go into docs/faults.md
+faults: $(VENV)/.dev brokers ## faults on real brokers at full length, some 7 minutes; the counts go into docs/faults.md
 	@mkdir -p build && rm -f build/faults.jsonl
 	DSE_FAULTS=build/faults.jsonl $(PYTEST) tests/system/test_faults.py $(ARGS)
 	$(BIN)/python tests/system/faults/report.py build/faults.jsonl docs/faults.md
 
 scenarios: $(VENV)/.dev brokers ## calls and broadcasts right after nodes start: 500 runs of each on each driver (RUNS=500)
 	DSE_SCENARIO_RUNS=$(RUNS) $(PYTEST) tests/system/test_scenarios.py $(ARGS)
+
+soak: $(VENV)/.dev brokers ## ten minutes of coming and going on every driver; what is held must stay flat; docs/soak.md
+	$(BIN)/python benchmarks/soak.py --report docs/soak $(ARGS)
+
+large: $(VENV)/.dev brokers ## the first sync of a table of a million rows (ROWS=1000000)
+	DSE_LARGE_ROWS=$(or $(ROWS),1000000) $(BIN)/python -m pytest -s tests/system/test_large_table.py $(ARGS)
 
 lint: $(VENV)/.dev ## ruff
 	$(BIN)/ruff check .
