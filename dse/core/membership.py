@@ -158,7 +158,7 @@ class Membership:
             return [self._ask_everybody(now)]  # who joined meanwhile
         # All that were on the broker are back now: each speaks, and later beats, at its own time.
         self._to_tell = True
-        self._beat_at = now + self._spread(HEARTBEATS_PER_SECOND)
+        self._beat_at = now + self._spread(self._jittered())
         return self._beat(now) if self._beat_at <= now else []
 
     # What is heard
@@ -282,9 +282,9 @@ class Membership:
         # A little early, never late: the promised interval is kept.
         return self.interval * self.rng.uniform(0.85, 1.0)
 
-    def _spread(self, rate: float) -> float:
-        """Return how many seconds to wait with what all nodes do now, to be `rate` a second together."""
-        return self.rng.random() * self._live / rate if self._live > AT_ONCE else 0.0
+    def _spread(self, seconds: float) -> float:
+        """Return how long to wait with what all nodes do now: on a large bus a random time within some seconds."""
+        return self.rng.random() * seconds if self._live > AT_ONCE else 0.0
 
     def _beat(self, now: float) -> list[Effect]:
         """Say that this node lives; or, passive, ask for what a joining node would be told."""
@@ -382,7 +382,7 @@ class Membership:
         if instance in self._to_answer or self.passive:
             return []
         self._to_answer.add(instance)
-        heapq.heappush(self._answers, (now + self._spread(ANSWERS_PER_SECOND), instance))
+        heapq.heappush(self._answers, (now + self._spread(self._live / ANSWERS_PER_SECOND), instance))
         return self._answer(now)
 
     def _answer(self, now: float) -> list[Effect]:
