@@ -157,6 +157,9 @@ class SerialQueue:
                 _log.exception("a job raised")
 
 
+def _nothing() -> None: ...
+
+
 class Timer:
     """Something that is due at a time; made by `Timers`."""
 
@@ -203,6 +206,7 @@ class Timers:
         """Never call the timer again."""
         with self._changed:
             timer.cancelled = True
+            timer.callback = _nothing  # what it holds on to goes now, not when the timer would have been due
 
     def close(self) -> None:
         """End the thread; no callback runs after this returned, unless it is called from one."""
