@@ -1,6 +1,6 @@
 """How the control bus scales: measure 10 to 10,000 simulated nodes, plot each figure against its law.
 
-    python benchmarks/scale.py [--out docs]
+    python benchmarks/scale.py [--out docs] [NODES[:FULL NODES] ...]
 
 Takes some minutes, most of it for 1,000 full nodes. Writes docs/scale/*.png and the table in docs/scale.md.
 """
@@ -23,9 +23,7 @@ from matplotlib.axes import Axes
 from dse.testing.simulation import laws
 from dse.testing.simulation.scale import MASS_START, Figures, measure
 
-FULL = (1000, 300, 100, 30, 10)
-SAMPLED = (10_000, 3000, 1000, 100)
-SAMPLE = 16  # full nodes of a sampled bus
+SIZES = ("1000", "10000:16", "300", "3000:16", "1000:16", "100", "100:16", "30", "10")
 BEGIN, END = "<!-- figures -->\n", "<!-- end of figures -->\n"
 LIMIT = 200
 HEARTBEAT, CATALOGUE = 84, 700  # bytes
@@ -150,9 +148,13 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("docs"), help="folder of scale.md; its folder scale/ gets plots"
     )
-    out = parser.parse_args().out
+    parser.add_argument("sizes", nargs="*", default=SIZES, metavar="NODES[:FULL NODES]", help="which to measure")
+    given = parser.parse_args()
+    out, sizes = given.out, [size.partition(":") for size in given.sizes]
     with concurrent.futures.ProcessPoolExecutor(2) as pool:
-        figures = list(pool.map(measure, FULL + SAMPLED, (None,) * len(FULL) + (SAMPLE,) * len(SAMPLED)))
+        figures = list(
+            pool.map(measure, [int(n) for n, _, _ in sizes], [int(full) if full else None for _, _, full in sizes])
+        )
     doubted = sum(found.outage_doubted for found in figures)
     if doubted:
         raise SystemExit(f"{doubted} nodes were taken for dead because the broker restarted")
