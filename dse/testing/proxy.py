@@ -93,6 +93,16 @@ class CutProxy:
         """How many client connections are open."""
         return len(self._links)
 
+    @property
+    def upstream_ports(self) -> set[int]:
+        """The local ports of the connections to `upstream`, by which the other end can tell them from others."""
+        ports = set()
+        for link in list(self._links):
+            with contextlib.suppress(OSError):  # closed at this moment
+                if link.upstream.socket is not None:
+                    ports.add(link.upstream.socket.getsockname()[1])
+        return ports - {0}
+
     def cut(self) -> None:
         """Lose every byte from now on, both ways, those still on their way included; connections stay up."""
         self._order(lambda: self._change(Mode.CUT))

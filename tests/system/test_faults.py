@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from dse.testing.brokers import Broker, RedisServer, rabbit_broker, redis_broker
@@ -158,11 +159,20 @@ def test_a_slow_subscriber_is_dropped(trial: Trial) -> None:
         victim, sleepy = fleet.members[VICTIM], fleet.members[VICTIM + 1]
         rate = victim.plan.change_rate
         sleepy.tell("doze", pause=0.02)
-        held, accepted = connections(), fleet.accepted()
+        accepted = fleet.accepted()
         victim.suspend()
+        ports = fleet.proxies[VICTIM].upstream_ports
+
+        def kept() -> list[str]:
+            # Seen by the kernel, on the broker's side: the process that is suspended, and its proxy, read no end.
+            held = {
+                link.raddr.port for link in psutil.net_connections("tcp") if link.raddr and link.status == "ESTABLISHED"
+            }
+            return [] if ports - held else ["the broker keeps the slow subscriber"]
+
         began = time.monotonic()
         fleet.tell_all("flood", rate=rate * 10, note_length=2000)
-        fleet.wait(began + 40.0, lambda: [] if connections() < held else ["the broker keeps the slow subscriber"])
+        fleet.wait(began + 40.0, kept)
         trial.notes["dropped after"] = round(time.monotonic() - began, 1)
         time.sleep(max(0.0, began + trial.scale.flood - time.monotonic()))
         trial.notes["flood"] = round((fleet.accepted() - accepted) / (time.monotonic() - began))
@@ -170,14 +180,9 @@ def test_a_slow_subscriber_is_dropped(trial: Trial) -> None:
         victim.resume()
         sleepy.tell("doze", pause=0.0)
 
-    def connections() -> int:
-        return sum(what.startswith("connection ") for what in trial.broker.leftovers(trial.fleet.bus))
-
     def check(fleet: Fleet) -> None:
         assert fleet.members[VICTIM].tell("versions")["disconnects"]
 
-    if not trial.broker.can_look:
-        pytest.skip("broker cannot be looked into from here")
     if isinstance(trial.broker, RedisServer):
         trial.broker.command("CONFIG", "SET", "client-output-buffer-limit", "pubsub 4mb 2mb 3")
     trial.run(fault, check, trial.scale.flood_heartbeat)
