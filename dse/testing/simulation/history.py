@@ -131,3 +131,11 @@ class History:
             elif kind == "lag":
                 amount = rng.choice((0.3, 2.0))
             self.steps.append(Step(at, kind, place, 0, 0, seconds, amount, 1, rng.random() < 0.3))
+            if rng.random() < 0.5:
+                # What was under way when it went wrong, and what is asked for while it is.
+                for _ in range(3):
+                    service = rng.randrange(len(self.tables))
+                    table = rng.randrange(self.tables[service])
+                    then = at + rng.uniform(-0.5, 1.0)
+                    self.steps.append(Step(then, "call", rng.randrange(self.places), service, count=4))
+                    self.steps.append(Step(then, "change", 0, service, table, count=3))

@@ -13,7 +13,7 @@ from dse.core.replica import ReplicaState
 from dse.core.runtime import Runtime
 from dse.core.service import DataService
 from dse.core.table import Table
-from dse.core.transport import Address, Transport
+from dse.core.transport import Address, ConnectionState, Transport
 from dse.errors import NodeIdClash
 from dse.testing.simulation.checks import RuleBroken
 from dse.testing.simulation.clock import Process, VirtualEngine
@@ -71,15 +71,17 @@ class VirtualRuntime(Runtime):
 
     def __init__(self, node: VirtualNode, engine: VirtualEngine) -> None:
         self.heard: dict[str, tuple[float, float]] = {}  # instance -> when a heartbeat came, and what it promised
-        self.joined_instances: dict[str, str] = {}  # node_id -> the instance that was last heard to have joined
+        self.blind_until = 0.0  # it could not hear, and knows it: nobody's silence counts from before
         super().__init__(node, engine)
 
     def deliver(self, address: Address, message: Message) -> None:
         if type(message) is Heartbeat:
             self.heard[message.instance] = (self.timers.now(), message.interval)
-            if not message.joining:
-                self.joined_instances[message.node_id] = message.instance
         self._dispatch(address, message)
+
+    def _state_changed(self, state: ConnectionState) -> None:
+        super()._state_changed(state)
+        self.blind_until = self.timers.now()
 
     def _peers_changed(self, events: list[PeerEvent]) -> None:
         for event in events:
@@ -90,12 +92,12 @@ class VirtualRuntime(Runtime):
 
     def _check_death(self, instance: str, node_id: str) -> None:
         at, interval = self.heard.get(instance, (0.0, 0.0))
-        silent = self.timers.now() - at
+        silent = self.timers.now() - max(at, self.blind_until)
         others = {peer.instance for peer in self.control_bus._machine.peers.values() if peer.node_id == node_id}
         if silent < DEAD_AFTER * interval - 1e-6 and len(others) < 2:
             raise RuleBroken(
-                f"{self.node.node_id} declares {instance} dead {silent:.2f} s after its heartbeat, "
-                f"which promised {interval:g} s"
+                f"{self.node.node_id} declares {instance} dead after {silent:.2f} s of silence, "
+                f"but it promised to be heard every {interval:g} s"
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from dse.testing.simulation.checks import ROWS, Follower, Ledger, LogWatch, Rule
 from dse.testing.simulation.clock import Clock
 from dse.testing.simulation.history import History, Step
 from dse.testing.simulation.network import RECONNECT, Link, Network
-from dse.testing.simulation.node import VirtualNode, VirtualService, service_class
+from dse.testing.simulation.node import VirtualNode, VirtualRuntime, VirtualService, service_class
 
 __all__ = ["Simulation"]
 
@@ -408,6 +409,7 @@ class Simulation:
         self.counts["suspensions"] += 1
         self._tell(f"{place.node_id} is suspended")
         node.process.suspended = True
+        began = self.clock.now
         if step.hard:
             link = node.link
             patience = self.history.heartbeat * 2
@@ -417,15 +419,18 @@ class Simulation:
                     link.reset()
 
             self.clock.at(self.clock.now + patience, too_quiet)
-        self.clock.at(self.clock.now + step.seconds, lambda _: self._resume(node))
+        self.clock.at(began + step.seconds, lambda _: self._resume(node, began))
 
-    def _resume(self, node: VirtualNode) -> None:
+    def _resume(self, node: VirtualNode, began: float = math.inf) -> None:
         process = node.process
         if not process.suspended or not process.alive:
             return
         self._tell(f"{node.node_id} runs again")
         process.suspended = False
         process.resumed_at = self.clock.now
+        if self.clock.now - began > 2 * max(1.0, node.runtime.control_bus._machine.interval):
+            assert isinstance(node.runtime, VirtualRuntime)
+            node.runtime.blind_until = self.clock.now
         held, process.held = process.held, []
         if self.random.random() < 0.5:
             # The threads wake up in any order: here the timers before what was received, or the other way round.
