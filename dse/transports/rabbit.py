@@ -43,7 +43,7 @@ _EXCHANGE = "amq.direct"
 _CHANNEL = 1  # where the node queue is consumed; on the other connection, where everything is published
 _UNUSED_QUEUE_TTL = 30_000  # milliseconds an ANYCAST queue may wait for its first consumer
 _MOST_CHANNELS = 1000  # RabbitMQ's default limit is 2047 a connection
-_ROUTES = 16384  # addresses remembered that were sent to
+_ROUTES = 4096  # addresses remembered that were sent to
 _GOODBYE = 1.0  # seconds a broker gets to answer a logout
 _HANDLER_TIMEOUT = 5.0  # seconds a handler of a lost session may go on before it is left behind
 
