@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import json
 import multiprocessing
+import os
 import re
 import sys
 import threading
@@ -38,6 +39,9 @@ STEP = 2.5  # seconds between two measurements
 STILL = 4  # measurements, a second apart, that must be equal before a quiet phase counts as quiet
 CUT = 1.5  # seconds
 SETTLE = 60.0  # seconds until a quiet phase must have become quiet
+# Else the C library gives each new thread a heap of its own, 16 on two processors; they take many minutes to find their
+# sizes, and hide a leak of that size.
+os.environ["MALLOC_ARENA_MAX"] = "1"
 _SPAWN = multiprocessing.get_context("spawn")
 
 _RABBIT_COUNTS = (
@@ -126,8 +130,6 @@ class Soak:
         self._broker.cut()  # what is restored after an outage may be laid out otherwise, on fewer channels for instance
         time.sleep(CUT)
         self._broker.mend()
-        if self._trace:
-            self._together("trace")
         self._began = time.monotonic()
         self._settle()
         while self._now() < self._until - self._churning / 2:
@@ -135,6 +137,8 @@ class Soak:
             self._round(time.monotonic() + self._churning)
             self._together("each", "quiet")
             self._settle()
+            if self._trace and len(self.record["quiet"]) == 2:
+                self._together("trace")
         if self._trace:
             for process in self._processes:
                 print(f"\n{self.driver} {process.name}: where memory grew\n", "\n".join(process.ask("trace")))

@@ -19,6 +19,7 @@ import psutil
 
 import dse.core.threads
 from dse import DataService, Node, Table, rpc
+from dse.core.messages import instance_address, table_address
 from dse.core.replica import ReplicaState
 from dse.errors import DseError
 
@@ -95,7 +96,10 @@ class Resident:
         self.node.start()
 
     def warm_up(self) -> None:
-        """Do each thing once, so that what is made when first needed is there."""
+        """Do each thing once, so that what is made when first needed is there; fill what remembers up to a limit."""
+        for number in range(5000):
+            instance_address(f"nobody/{number}")
+            table_address("nobody", f"nothing_{number}", "items")
         for other in self._others:
             self.node.wait_for(f"keeper_{other}", 20.0)
             self.node.call(f"keeper_{other}", "aecho", {"value": 1})
