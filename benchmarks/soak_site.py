@@ -100,6 +100,7 @@ class Resident:
         for number in range(5000):
             instance_address(f"nobody/{number}")
             table_address("nobody", f"nothing_{number}", "items")
+            self._change()  # the log of changes
         for other in self._others:
             self.node.wait_for(f"keeper_{other}", 20.0)
             self.node.call(f"keeper_{other}", "aecho", {"value": 1})
