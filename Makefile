@@ -11,7 +11,7 @@ RUNS   ?= 500
 PYTEST  = $(BIN)/python -m pytest -n 4 --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fake scenarios soak faults scale lint types format brokers clean
+.PHONY: help demo test test-fake scenarios soak faults simulate scale large lint types format brokers clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ soak: $(VENV)/.dev brokers ## ten minutes of coming and going on every driver; w
 
 large: $(VENV)/.dev brokers ## the first sync of a table of a million rows (ROWS=1000000)
 	DSE_LARGE_ROWS=$(or $(ROWS),1000000) $(BIN)/python -m pytest -s tests/system/test_large_table.py $(ARGS)
+
+simulate: $(VENV)/.dev ## 10,000 random histories of simulated buses with every fault; a failing seed is printed
+	$(BIN)/python -m dse.testing.simulation --histories 10000 $(ARGS)
 
 scale: $(VENV)/.dev ## 10 to 10,000 simulated nodes, some minutes; the figures and plots go into docs/scale.md
 	$(BIN)/python benchmarks/scale.py $(ARGS)

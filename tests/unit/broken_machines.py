@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dse.core import calls, membership, replica, rpc, table, tablelog, tables
+from dse.core import calls, membership, replica, table, tablelog, tables
 from dse.core.membership import NodeState
 from dse.core.replica import ReplicaMachine, ReplicaState
 from dse.core.tablelog import TableLog
@@ -60,18 +60,6 @@ def an_old_change_is_applied_again(patch: pytest.MonkeyPatch) -> None:
         if self._listening and not self._asking and self._loading is None and message.epoch == self.epoch:
             delta = self._apply(message)
             return ([delta] if delta else []), []
-        return change(self, now, message)
-
-    patch.setattr(ReplicaMachine, "change", careless)
-
-
-@broken
-def changes_of_another_epoch_are_applied(patch: pytest.MonkeyPatch) -> None:
-    change = ReplicaMachine.change
-
-    def careless(self: Any, now: float, message: Any) -> Any:
-        if not self._asking and self._loading is None and self.epoch and message.epoch != self.epoch:
-            self.epoch, self.seq = message.epoch, message.seq - 1
         return change(self, now, message)
 
     patch.setattr(ReplicaMachine, "change", careless)
@@ -199,17 +187,6 @@ def a_catalogue_that_was_missed_is_not_asked_for(patch: pytest.MonkeyPatch) -> N
 def a_deadline_is_not_kept(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(calls.PendingCalls, "tick", lambda self, now: ([], []))
     patch.setattr(calls.PendingCalls, "wakeup", math.inf)
-
-
-@broken
-def a_call_whose_answer_was_lost_is_sent_again(patch: pytest.MonkeyPatch) -> None:
-    lost = rpc.RpcClient._lost
-
-    def careless(self: Any, call: Any, why: str) -> None:
-        call.handle.idempotent = True
-        lost(self, call, why)
-
-    patch.setattr(rpc.RpcClient, "_lost", careless)
 
 
 @broken

@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from broken_machines import BROKEN
 
 from dse.testing.simulation.checks import RuleBroken
 from dse.testing.simulation.history import History, Step
 from dse.testing.simulation.simulation import Simulation
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from broken_machines import BROKEN
 
 BATCHES, BATCH = 8, 12
 SEEDS = 400
@@ -68,7 +72,8 @@ def test_a_failure_prints_the_command_that_replays_it() -> None:
     code = (
         "import sys\n"
         "from dse.core.replica import ReplicaMachine\n"
-        "from dse.testing.simulation.__main__ import run_batch, report\n"
+        "from dse.testing.simulation.__main__ import report\n"
+        "from dse.testing.simulation.batch import run_batch\n"
         "ReplicaMachine.tip = lambda *_: []\n"
         "ReplicaMachine.disconnected = lambda *_: None\n"
         "counts, failures = run_batch(range(40))\n"

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import multiprocessing
 import os
 import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterable
 
+from dse.testing.simulation.batch import run_batch
 from dse.testing.simulation.history import History
 from dse.testing.simulation.simulation import Simulation
 
@@ -20,25 +19,6 @@ __all__ = ["main"]
 BATCH = 20  # histories that a worker is given at a time
 PROGRESS = 10.0  # seconds between two lines that say how far it is
 SHOWN = 10  # failures that are printed
-
-
-def run_batch(seeds: Iterable[int]) -> tuple[Counter[str], list[tuple[int, str]]]:
-    """Run histories; return what was counted, and (seed, what went wrong) of those that failed."""
-    counts: Counter[str] = Counter()
-    failures = []
-    gc.disable()  # a history's garbage is collected in one go
-    try:
-        for seed in seeds:
-            simulation = Simulation(seed)
-            try:
-                simulation.run()
-            except Exception as error:
-                failures.append((seed, str(error)))
-            counts.update(simulation.counts)
-    finally:
-        gc.enable()
-        gc.collect()
-    return counts, failures
 
 
 def run_many(first: int, histories: int, workers: int) -> int:
