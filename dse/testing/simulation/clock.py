@@ -58,7 +58,7 @@ class Process:
     def __init__(self) -> None:
         self.alive = True
         self.suspended = False
-        self.resumed_at = -math.inf
+        self.suspended_at = self.resumed_at = -math.inf
         self.held: list[Callable[[], Any]] = []
 
     def run(self, job: Callable[[], Any]) -> None:

@@ -15,7 +15,7 @@ class Step:
     """Something happens at `at` seconds. `place` is a node by number; what else counts depends on the kind.
 
     Use of the bus: ``change`` (table: several changes, `count`), ``replace`` (table), ``call`` (service), ``subscribe``
-    and ``unsubscribe`` (place, table), ``register`` and ``unregister`` (place, service).
+    and ``unsubscribe`` (place, table), ``register``, ``unregister`` and ``reload`` (place, service).
 
     Faults: ``crash`` (place; back after `seconds`, below 0 never; with `hard` the broker notices late), ``leave``
     (place; back after `seconds`), ``suspend``, ``cut`` and ``lag`` (place, seconds), ``outage`` (seconds; with `hard`
@@ -107,8 +107,8 @@ class History:
             place, at = rng.randrange(self.places), rng.uniform(0, seconds)
             count = rng.choice((1, 1, 1, 2, 5, 12))
             kind = rng.choices(
-                ("change", "replace", "call", "subscribe", "unsubscribe", "register", "unregister"),
-                weights=(48, 5, 26, 6, 6, 4, 4),
+                ("change", "replace", "call", "subscribe", "unsubscribe", "register", "unregister", "reload"),
+                weights=(45, 5, 26, 6, 6, 4, 4, 4),
             )[0]
             steps.append(Step(at, kind, place, service, table, rng.choice((0.3, 2.0, 10.0)), 0.0, count))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -291,7 +290,8 @@ class Simulation:
         call = self._calls[token]
         call.runs += 1
         if call.runs > 1 and not call.idempotent:
-            raise RuleBroken(f"call {token} ran {call.runs} times")
+            # Raised here, it would be the method's own failure, and go to the caller.
+            self._watch.first = self._watch.first or RuleBroken(f"call {token} ran {call.runs} times")
         return token
 
     def _check_call(self, call: _Call) -> None:
@@ -378,6 +378,19 @@ class Simulation:
         self._tell(f"{place.node_id} registers s{number}")
         self._began_service(service)
 
+    def _do_reload(self, step: Step, place: Place, node: VirtualNode) -> None:
+        """A service is replaced by a new one of its id, and goes on changing its tables."""
+        running = [number for number, service in place.services.items() if service is not None]
+        if running:
+            number = running[step.service % len(running)]
+            self._tell(f"{place.node_id} reloads s{number}")
+            node.unregister(f"s{number}")
+            service = place.services[number] = self._make_service(number)
+            node.register(service)
+            self._began_service(service)
+            for table in range(self.history.tables[number]):
+                self._change(replace(step, kind="change", service=number, table=table))
+
     def _do_unregister(self, step: Step, place: Place, node: VirtualNode) -> None:
         running = [number for number, service in place.services.items() if service is not None]
         if running:
@@ -409,7 +422,7 @@ class Simulation:
         self.counts["suspensions"] += 1
         self._tell(f"{place.node_id} is suspended")
         node.process.suspended = True
-        began = self.clock.now
+        node.process.suspended_at = self.clock.now
         if step.hard:
             link = node.link
             patience = self.history.heartbeat * 2
@@ -419,16 +432,16 @@ class Simulation:
                     link.reset()
 
             self.clock.at(self.clock.now + patience, too_quiet)
-        self.clock.at(began + step.seconds, lambda _: self._resume(node, began))
+        self.clock.at(self.clock.now + step.seconds, lambda _: self._resume(node))
 
-    def _resume(self, node: VirtualNode, began: float = math.inf) -> None:
+    def _resume(self, node: VirtualNode) -> None:
         process = node.process
         if not process.suspended or not process.alive:
             return
         self._tell(f"{node.node_id} runs again")
         process.suspended = False
         process.resumed_at = self.clock.now
-        if self.clock.now - began > 2 * max(1.0, node.runtime.control_bus._machine.interval):
+        if self.clock.now - process.suspended_at > 2 * max(1.0, node.runtime.control_bus._machine.interval):
             assert isinstance(node.runtime, VirtualRuntime)
             node.runtime.blind_until = self.clock.now
         held, process.held = process.held, []
