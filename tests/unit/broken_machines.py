@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dse.core import calls, membership, replica, table, tablelog, tables
+from dse.core import calls, membership, replica, rpc, table, tablelog, tables
 from dse.core.membership import NodeState
 from dse.core.replica import ReplicaMachine, ReplicaState
 from dse.core.tablelog import TableLog
@@ -32,12 +32,12 @@ def tips_are_ignored(patch: pytest.MonkeyPatch) -> None:
 def what_waited_in_the_buffer_is_dropped(patch: pytest.MonkeyPatch) -> None:
     live = ReplicaMachine._live
 
-    def dropping(self: Any, now: float, deltas: Any) -> Any:
+    def careless(self: Any, now: float, deltas: Any) -> Any:
+        self.seq = max((seq for epoch, seq in self._buffer if epoch == self.epoch), default=self.seq)
         self._buffer.clear()
         return live(self, now, deltas)
 
-    patch.setattr(ReplicaMachine, "_live", dropping)
-    patch.setattr(ReplicaMachine, "tip", lambda self, now, tip: [])
+    patch.setattr(ReplicaMachine, "_live", careless)
 
 
 @broken
@@ -74,23 +74,6 @@ def the_digest_is_wrong(patch: pytest.MonkeyPatch) -> None:
         return tablelog.Send(send.address, tablelog.Tip(self.epoch, self.seq, self.digest ^ 1))
 
     patch.setattr(TableLog, "_send_tip", wrong)
-
-
-@broken
-def a_snapshot_chunk_is_left_out(patch: pytest.MonkeyPatch) -> None:
-    chunk = ReplicaMachine.snapshot_chunk
-
-    def careless(self: Any, now: float, message: Any) -> Any:
-        if self._loading is not None and message.index > self._loading.chunks:
-            self._loading.chunks = message.index
-            self._loading.begin = tablelog.SnapshotBegin(
-                *(getattr(self._loading.begin, name) for name in ("request", "epoch", "columns", "seq")),
-                len(self._loading.rows) + len(message.rows),
-                self._loading.begin.digest,
-            )
-        return chunk(self, now, message)
-
-    patch.setattr(ReplicaMachine, "snapshot_chunk", careless)
 
 
 @broken
@@ -187,6 +170,17 @@ def a_catalogue_that_was_missed_is_not_asked_for(patch: pytest.MonkeyPatch) -> N
 def a_deadline_is_not_kept(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(calls.PendingCalls, "tick", lambda self, now: ([], []))
     patch.setattr(calls.PendingCalls, "wakeup", math.inf)
+
+
+@broken
+def a_call_whose_answer_was_lost_is_sent_again(patch: pytest.MonkeyPatch) -> None:
+    lost = rpc.RpcClient._lost
+
+    def careless(self: Any, call: Any, why: str) -> None:
+        call.handle.idempotent = True
+        lost(self, call, why)
+
+    patch.setattr(rpc.RpcClient, "_lost", careless)
 
 
 @broken

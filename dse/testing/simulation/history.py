@@ -64,7 +64,7 @@ class History:
     def of(cls, seed: int) -> History:
         """Make up a history; the same for the same seed, wherever and whenever."""
         rng = random.Random(seed)
-        places = rng.choices(range(4, 13), weights=(30, 24, 16, 10, 7, 5, 4, 2, 2))[0]
+        places = rng.choices(range(4, 13), weights=(34, 25, 15, 9, 6, 4, 3, 2, 2))[0]
         wanted = rng.choices((rng.randint(1, 4), rng.randint(5, 10), rng.randint(11, 20)), weights=(50, 35, 15))[0]
         tables: list[int] = []
         while sum(tables) < wanted:
@@ -73,7 +73,7 @@ class History:
             seed,
             places=places,
             interval=rng.choice((1.0, 1.0, 1.5, 2.0)),
-            seconds=rng.uniform(6, 16) if rng.random() < 0.93 else rng.uniform(30, 90),
+            seconds=rng.uniform(5, 14) if rng.random() < 0.94 else rng.uniform(30, 90),
             tables=tables,
             hosts=[rng.sample(range(places), rng.choice((1, 1, 2, 3))) for _ in tables],
             rows=[rng.choice((0, 3, 12)) if rng.random() < 0.95 else rng.choice((80, 400)) for _ in range(wanted)],

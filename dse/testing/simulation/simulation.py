@@ -27,7 +27,7 @@ __all__ = ["Simulation"]
 
 AUDIT = 1.0  # seconds between two looks at everything
 LATE = 0.2  # seconds after its deadline in which a call must have ended, besides what threads are sluggish
-LOOK = 0.5  # seconds between two looks whether all is well again
+LOOK = 0.5  # seconds between two looks whether all is well again, at first; later they are rarer
 START_AGAIN = 0.5  # seconds until a node that could not join is started again
 WHILE_JOINING = ("crash", "suspend", "cut", "lag")
 TIMEOUTS = (0.4, 2.0, 6.0)
@@ -526,7 +526,7 @@ class Simulation:
     def _converge(self) -> None:
         healed = self.clock.now
         while True:
-            self._pass(self.clock.now + LOOK)
+            self._pass(self.clock.now + max(LOOK, (self.clock.now - healed) / 10))
             wrong = next(self._problems(), None)
             if wrong is None:
                 break
