@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -11,7 +12,9 @@ from faults.fleet import Fleet, Member
 
 __all__ = ["LATE", "Verdict", "judge"]
 
-LATE = 1.0  # seconds after its timeout in which a call has ended
+# Seconds after its timeout in which a call has ended: the promise at full length, where nothing else runs; the short runs
+# share two cores with the rest of the suite, and six processes wait for their turn.
+LATE = 1.0 if os.environ.get("DSE_FAULTS") else 4.0
 
 
 @dataclass
