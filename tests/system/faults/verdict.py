@@ -12,8 +12,8 @@ from faults.fleet import Fleet, Member
 
 __all__ = ["LATE", "Verdict", "judge"]
 
-# Seconds after its timeout in which a call has ended: the promise at full length, where nothing else runs; the short runs
-# share two cores with the rest of the suite, and six processes wait for their turn.
+# Seconds after its timeout in which a call has ended: the promise at full length, where nothing else runs; the short
+# runs share two cores with the rest of the suite, and six processes wait for their turn.
 LATE = 1.0 if os.environ.get("DSE_FAULTS") else 4.0
 
 
