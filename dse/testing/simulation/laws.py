@@ -1,6 +1,7 @@
 """What the rules of `dse.core.membership` make of a bus of `nodes` nodes: rates a second, times in seconds.
 
-With H = `HEARTBEATS_PER_SECOND`, A = `ANSWERS_PER_SECOND` and a base interval b:
+With n nodes, H = `HEARTBEATS_PER_SECOND`, A = `ANSWERS_PER_SECOND` and a base interval b. docs/scale.md has them beside
+what is measured.
 """
 
 from __future__ import annotations
@@ -61,8 +62,12 @@ def reconnect_messages(nodes: int) -> float:
 
 
 def start_messages(nodes: int, seconds: float) -> float:
-    """All n start within some seconds: two messages a start, and what a joining node receives."""
-    return 2 * nodes / seconds + joiner_messages(nodes)
+    """All n start within some seconds: three messages a start, and what a joining node receives.
+
+    Two messages say that it joins and what it offers; its first heartbeat comes at the pace of a small bus, for it does
+    not know everybody yet.
+    """
+    return 3 * nodes / seconds + joiner_messages(nodes)
 
 
 def busiest(rate: float) -> float:
