@@ -30,6 +30,7 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self.lock = threading.Lock()  # held while table and ledger are changed, so that they agree whenever it is free
+        self.filled = False  # the table began with these rows; registered once more, it is empty until it does again
         self.rows: set[Row] = set()
         self.accepted = 0
         for added, removed in read_book(path):
@@ -59,6 +60,13 @@ class Source(DataService):
         for name, ledger in self.ledgers.items():
             with ledger.lock:
                 self.published_tables[name].replace(ledger.rows)
+                ledger.filled = True
+
+    def empty(self) -> None:
+        """Make no changes until `on_start` filled the tables: registering a service again empties them."""
+        for ledger in self.ledgers.values():
+            with ledger.lock:
+                ledger.filled = False
 
 
 def source(service_id: str, tables: Sequence[str], folder: Path, place: str) -> Source:
@@ -112,7 +120,8 @@ class Changes:
         for _ in self.pace:
             table, ledger = self._random.choice(self._tables)
             with ledger.lock:
-                self._change(table, ledger)
+                if ledger.filled:
+                    self._change(table, ledger)
 
     def _change(self, table: PublishedTable, ledger: Ledger) -> None:
         held = sorted(ledger.rows)

@@ -97,6 +97,7 @@ class Site:
 
     def register(self, service_id: str) -> None:
         """Host a source again."""
+        self._sources[service_id].empty()
         self._node.register(self._sources[service_id])
 
     def unregister(self, service_id: str) -> None:
