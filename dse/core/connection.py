@@ -28,6 +28,7 @@ from typing import Any, ClassVar
 from urllib.parse import quote
 
 from dse.core.age import CLOCK_ID, STAMP, FrameAges
+from dse.core.receiving import Awaited, Turn
 from dse.core.transport import Address, ConnectionState, Delivery, Transport, TransportEvents
 from dse.core.url import TransportUrl
 from dse.errors import ConfigError, FrameTooLarge, InvalidUrl, TransportError, TransportUnavailable
@@ -121,6 +122,10 @@ class Session(ABC):
     def publish(self, address: Address, data: bytes, ttl: float | None) -> None:
         """Hand data to the broker, in order for each address, from any thread, in bounded time."""
 
+    def turns(self) -> Sequence[Turn]:
+        """Return who receives on each connection, the one on which answers come first; none if that never changes."""
+        return ()
+
 
 class _Listener:
     """One address in the registry: `ready` is set once its fate is known; `failed` says which."""
@@ -140,6 +145,7 @@ class BrokerTransport(Transport):
     """
 
     options: ClassVar[Mapping[str, Callable[[str], Any]]] = {}
+    relieves: ClassVar[bool] = True
     connection_errors: ClassVar[tuple[type[BaseException], ...]] = (OSError,)
     """What the client library raises when the connection is at fault."""
 
@@ -361,6 +367,15 @@ class BrokerTransport(Transport):
         except self._losses as error:
             self.lost(session, error)
             raise self._unavailable("cannot send", error) from error
+
+    def relieve(self, thread: int) -> bool:
+        session = self._session
+        return session is not None and any(turn.relieve(thread) for turn in session.turns())
+
+    def wait(self, answer: Awaited, timeout: float) -> bool:
+        session = self._session
+        turns = session.turns() if session is not None else ()
+        return turns[0].wait(answer, timeout) if turns else answer.wait(timeout)
 
     # The supervisor
 

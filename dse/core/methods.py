@@ -13,6 +13,7 @@ from typing import Any, TypeVar, overload
 import msgspec
 
 from dse.core.info import MethodInfo, identifier
+from dse.core.inline import Briefness
 from dse.errors import ConfigError, InvalidArguments
 
 __all__ = ["CallContext", "Method", "call_context", "encode_args", "endpoint_methods", "every", "on_change", "rpc"]
@@ -97,6 +98,7 @@ class Method:
         self.owner = owner
         self.function = function
         self.is_async = inspect.iscoroutinefunction(function)
+        self.briefness = Briefness()
         # One class may have many instances: what its methods are is found out once.
         shape = _shapes.get(getattr(function, "__func__", function))
         if shape is None:

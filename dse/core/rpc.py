@@ -17,6 +17,7 @@ import msgspec
 from dse import errors
 from dse.core.calls import Call, PendingCalls
 from dse.core.controlbus import ControlBus, Member
+from dse.core.inline import InlineRuns
 from dse.core.membership import NodeState
 from dse.core.messages import (
     Accepted,
@@ -111,24 +112,27 @@ class Outcome:
 class _Answer:
     """Where a waiting thread finds its answer: cheaper than a Future, for one waiter."""
 
-    __slots__ = ("_ready", "error", "result")
+    __slots__ = ("_ready", "done", "error", "result")
 
     def __init__(self) -> None:
         self._ready = threading.Lock()
         self._ready.acquire()
+        self.done = False
         self.result: Any = None
         self.error: BaseException | None = None
 
     def set_result(self, result: Any) -> None:
         self.result = result
+        self.done = True
         self._ready.release()
 
     def set_exception(self, error: BaseException) -> None:
         self.error = error
+        self.done = True
         self._ready.release()
 
     def wait(self, timeout: float) -> bool:
-        return self._ready.acquire(timeout=timeout)
+        return self.done or self._ready.acquire(timeout=timeout)
 
 
 class _CallFuture(Future[Any]):
@@ -189,10 +193,12 @@ class RpcClient:
         timers: Timers,
         control: SerialQueue,
         pool: Pool,
+        inline: InlineRuns,
         local_service: Callable[[str], bool],
         undeliverable: bool,
         first_turn: int,
     ) -> None:
+        self._inline = inline
         self._node_id = node_id
         self._wire = wire
         self._control_bus = control_bus
@@ -216,9 +222,14 @@ class RpcClient:
 
     def call(self, service: str | None, method: str, args: msgspec.Raw, timeout: float, node_id: str | None) -> Any:
         """Call and wait; the timeout is kept by the calling thread itself, whatever the others do."""
+        self._inline.relieve_caller()
         answer = _Answer()
         waiting = self._begin(service, method, args, timeout, node_id, answer)
-        if not answer.wait(max(0.0, waiting.call.deadline - self._timers.now())):
+        call = waiting.call
+        left = max(0.0, call.deadline - self._timers.now())
+        # What comes from this very node does not come over the transport.
+        over_the_bus = call.sent and call.instance != self._wire.instance
+        if not (self._wire.transport.wait(answer, left) if over_the_bus else answer.wait(left)):
             with self._lock:
                 call = waiting.call
                 taken = self._pending.take(call.id)
@@ -569,7 +580,8 @@ def _error_of(failure: Failure) -> BaseException:
 
 
 class RpcServer:
-    """Runs requests: each on a worker thread or, for ``async def``, on the node's event loop.
+    """Runs requests: a brief method on the thread that received the request, any other on a worker thread or, for
+    ``async def``, on the node's event loop.
 
     Lock: ``_lock`` protects ``_active``, ``_waiting`` and ``_coroutines``.
     """
@@ -580,6 +592,7 @@ class RpcServer:
         wire: Wire,
         pool: Pool,
         loop: AsyncLoop,
+        inline: InlineRuns,
         max_pending: int,
         find: Callable[[str | None], tuple[str, Mapping[str, Method]] | None],
         now: Callable[[], float],
@@ -588,6 +601,7 @@ class RpcServer:
         self._wire = wire
         self._pool = pool
         self._loop = loop
+        self._inline = inline
         self._max_pending = max_pending
         self._find = find
         self._now = now
@@ -602,14 +616,15 @@ class RpcServer:
         self._stopping = True
 
     def drain(self, deadline: float) -> None:
-        """Wait until the ``async def`` methods that run have answered; the others are the pool's to wait for."""
+        """Wait until the methods that run have answered; those of the worker threads are the pool's to wait for."""
+        self._inline.drain(deadline)
         if self._loop.is_current:
             return
         with self._lock:
             self._lock.wait_for(lambda: not self._coroutines, max(0.0, deadline - time.monotonic()))
 
-    def requested(self, request: Request) -> None:
-        """Take a request from the bus; never blocks."""
+    def requested(self, request: Request, *, inline: bool = False) -> None:
+        """Take a request from the bus; never blocks for long. inline: the calling thread may be relieved."""
         deadline = self._now() + request.timeout
         if self._stopping:
             self._refuse(request, _STOPPING, f"node {self._node_id!r} is stopping")
@@ -625,6 +640,11 @@ class RpcServer:
             self._refuse(request, "NoSuchMethod", f"{owner} has no method {request.method!r}; it has: {known}")
             return
         key = (request.instance, request.id)
+        if inline and method.briefness.proved and not request.anycast and not method.is_async:
+            if request.id:
+                self._active.add(key)
+            self._inline.run(lambda: self._run(request, method, deadline), method.briefness)
+            return
         with self._lock:
             accepted = self._waiting < self._max_pending
             if accepted:
@@ -648,7 +668,7 @@ class RpcServer:
                 self._coroutine_ended()
                 self._begun()
                 self._refuse(request, _STOPPING, f"node {self._node_id!r} is stopping")
-        elif not self._pool.submit(lambda: self._run(request, method, deadline)):
+        elif not self._pool.submit(lambda: self._run_waiting(request, method, deadline)):
             self._begun()
             self._refuse(request, _STOPPING, f"node {self._node_id!r} is stopping")
 
@@ -674,9 +694,13 @@ class RpcServer:
             self._coroutines -= 1
             self._lock.notify_all()
 
-    def _run(self, request: Request, method: Method, deadline: float) -> None:
+    def _run_waiting(self, request: Request, method: Method, deadline: float) -> None:
         self._begun()
-        if self._now() >= deadline:
+        self._run(request, method, deadline)
+
+    def _run(self, request: Request, method: Method, deadline: float) -> None:
+        began = self._now()
+        if began >= deadline:
             self._forget(request)
             return
         set_call_context(CallContext(request.node_id, request.instance, request.trace or {}))
@@ -687,6 +711,7 @@ class RpcServer:
             answer = self._failure(request, method, error)
         finally:
             set_call_context(None)
+        method.briefness.took(self._now() - began)
         self._answer(request, answer)
 
     async def _run_async(self, request: Request, method: Method, deadline: float) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from dse.core.controlbus import ControlBus
 from dse.core.info import DataServiceInfo
+from dse.core.inline import InlineRuns
 from dse.core.listeners import Listeners
 from dse.core.membership import Membership, NodeState, PeerEvent
 from dse.core.messages import (
@@ -48,6 +49,7 @@ from dse.core.messages import (
     service_address,
 )
 from dse.core.methods import Method
+from dse.core.receiving import leads
 from dse.core.rpc import RpcClient, RpcServer
 from dse.core.table import PublishedTable
 from dse.core.tablelog import Sizes
@@ -111,6 +113,8 @@ class Runtime:
             self.wire, self.timers, self.control, sizes, engine.unique, self._subscribers_changed
         )
         self.hub = ReplicaHub(self.wire, self.listeners, self.timers, self.control, self._publishers_of)
+        inline = InlineRuns(self.transport, self.timers)
+        self._inline = inline.possible
         self.client = RpcClient(
             node.node_id,
             self.wire,
@@ -118,12 +122,13 @@ class Runtime:
             self.timers,
             self.control,
             self.pool,
+            inline,
             lambda service_id: service_id in node.hosts,
             self.reports_undeliverable,
             engine.random.randrange(1 << 16),
         )
         self.server = RpcServer(
-            node.node_id, self.wire, self.workers, self.loop, node.max_pending, self._find, self.timers.now
+            node.node_id, self.wire, self.workers, self.loop, inline, node.max_pending, self._find, self.timers.now
         )
         self._handlers = self._make_handlers()
 
@@ -260,7 +265,10 @@ class Runtime:
         except BadFrame as error:
             self._bad_frame(address, frame, error)
             return
-        self._dispatch(address, message)
+        if type(message) is Request:
+            self.server.requested(message, inline=self._inline and not leads())
+        else:
+            self._dispatch(address, message)
 
     def undeliverable(self, address: Address, frame: bytes) -> None:
         self.node.counters["undeliverable"] += 1

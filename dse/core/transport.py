@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import ClassVar, Protocol
 
+from dse.core.receiving import Awaited
 from dse.core.url import TransportUrl
 
 __all__ = ["Address", "Capabilities", "ConnectionState", "Delivery", "Transport", "TransportEvents", "TransportUrl"]
@@ -100,6 +101,8 @@ class Transport(ABC):
     """
 
     capabilities: ClassVar[Capabilities]
+    relieves: ClassVar[bool] = False
+    """Whether the driver can `relieve` its threads."""
 
     def __init__(self, url: TransportUrl, *, bus: str, events: TransportEvents) -> None:
         self.url = url
@@ -135,3 +138,20 @@ class Transport(ABC):
         Raises `FrameTooLarge` before anything is sent when the frame is over `capabilities.max_frame`, and
         `TransportUnavailable`, in bounded time, when it cannot be sent now.
         """
+
+    # What a driver may do besides, so that fewer messages are handed from thread to thread
+
+    def relieve(self, thread: int) -> bool:
+        """Let another thread receive: the one with this ident is in `TransportEvents.received`, and stays for long.
+
+        The caller makes sure that it stays there until this returns. Returns False when that thread is none that
+        receives for this transport, or cannot be relieved now.
+        """
+        return False
+
+    def wait(self, answer: Awaited, timeout: float) -> bool:
+        """Wait so many seconds for an answer that comes over this transport; return whether it is there.
+
+        The calling thread has nothing else to do: it may receive meanwhile, and call event handlers.
+        """
+        return answer.wait(timeout)

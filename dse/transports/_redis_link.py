@@ -1,7 +1,8 @@
 """What a session does with its connections to one Redis server.
 
 `Link` is the main connection: subscriptions and commands share it (RESP3). Writers send without waiting for the answer
-and leave on a queue what the answer is for; the one thread that reads takes answers off that queue in the same order.
+and leave on a queue what the answer is for; who reads (one thread at a time, see `Turn`) takes answers off that queue
+in the same order.
 
 `Popper` is the second connection, opened when the first ANYCAST address is listened on: a thread in a blocking pop over
 the lists of all such addresses. What it waits on changes by an element in a private list (the *wake-up list*), so that
@@ -14,12 +15,13 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import hiredis
 from redis import exceptions as redis_errors
 
+from dse.core.receiving import Turn
 from dse.core.transport import Address
 from dse.transports._redis_wire import MORE, Endpoint, ServerAway, Wire, Word, pack, unavailable
 
@@ -95,7 +97,7 @@ class Link:
         lost: Callable[[BaseException], None],
     ) -> None:
         self.wire = Wire(url, endpoint)
-        self.thread: threading.Thread | None = None
+        self.turn: Turn | None = None  # once it is started
         self._heartbeat = heartbeat
         self._deliver, self._undelivered, self._lost = deliver, undelivered, lost
         self._url = url
@@ -106,19 +108,25 @@ class Link:
         self._push = Scripts(sharded=sharded).push
         self._channels: dict[bytes, Address] = {}  # changed before subscribing and after unsubscribing
         self._pending: deque[Awaited | tuple[Address, bytes] | None] = deque()  # appended to under wire.lock
-        self._backlog: deque[Item] = deque()  # the reading thread's
+        self._backlog: deque[Item] = deque()  # whose turn it is to receive
         self._silent = 0
         self._closing = False
         self.failure: BaseException | None = None
         self._refused = 0
 
+    @property
+    def threads(self) -> Sequence[threading.Thread]:
+        """The threads that receive, or were relieved of it and are still in a handler."""
+        return self.turn.threads if self.turn is not None else ()
+
     def open(self, deadline: float) -> None:
         self.wire.open(deadline)
 
     def start(self, spawn: Callable[[Callable[[], None], str], threading.Thread]) -> None:
-        """Start the reading thread."""
+        """Begin to receive."""
         self.wire.run(send_timeout=self._heartbeat, receive_timeout=self._heartbeat / 4)
-        self.thread = spawn(self._run, "receive")
+        self.turn = Turn("receive", self._receive, self._fail, spawn)
+        self.turn.start()
 
     # Writing, from any thread
 
@@ -182,13 +190,17 @@ class Link:
 
     def _await(self, waiting: list[Awaited]) -> None:
         deadline = time.monotonic() + self._heartbeat
+        turn = self.turn
         for awaited in waiting:
-            if threading.current_thread() is self.thread:
+            if turn is not None and turn.pin():
                 # A handler waits, in the thread that alone could end the wait: read on, and hand on later.
-                while not awaited.done and time.monotonic() < deadline:
-                    item = self._step()
-                    if item is not None:
-                        self._backlog.append(item)
+                try:
+                    while not awaited.done and time.monotonic() < deadline:
+                        item = self._step(None)
+                        if item is not None:
+                            self._backlog.append(item)
+                finally:
+                    turn.unpin()
             else:
                 awaited.wait(deadline - time.monotonic())
             if not awaited.done:
@@ -200,33 +212,34 @@ class Link:
 
     # Reading
 
-    def _run(self) -> None:
-        backlog = self._backlog
-        step = self._step
-        try:
-            while True:
-                item = backlog.popleft() if backlog else step()
-                if item is not None:
-                    item[0](item[1], item[2])
-        except BaseException as error:
-            self.failure = error
-            self.wire.kill()
-            with self.wire.lock:  # whoever comes later finds the connection dead
-                waiting = [entry for entry in self._pending if isinstance(entry, Awaited)]
-            for entry in waiting:
-                entry.resolve(ConnectionResetError(str(error) or "connection lost"))
-            if not self._closing:
-                self._lost(error)
+    def _receive(self, timeout: float | None) -> None:
+        item = self._backlog.popleft() if self._backlog else self._step(timeout)
+        if item is not None:
+            item[0](item[1], item[2])
 
-    def _step(self) -> Item | None:
-        """Take one message off the connection; return what is to be handed on."""
+    def _fail(self, error: BaseException) -> None:
+        self.failure = error
+        self.wire.kill()
+        with self.wire.lock:  # whoever comes later finds the connection dead
+            waiting = [entry for entry in self._pending if isinstance(entry, Awaited)]
+        for entry in waiting:
+            entry.resolve(ConnectionResetError(str(error) or "connection lost"))
+        if not self._closing:
+            self._lost(error)
+
+    def _step(self, timeout: float | None) -> Item | None:
+        """Take one message off the connection, if one comes in `timeout` seconds; return what is to be handed on."""
         reply = self.wire.gets(False)
         if reply is MORE:
+            if timeout is not None and not self.wire.ready(timeout):
+                return None
             if self.wire.receive():
                 self._silent = 0
             else:
                 self._on_silence()
-            return None
+            reply = self.wire.gets(False)
+            if reply is MORE:
+                return None
         if type(reply) is hiredis.PushNotification:
             kind = reply[0]
             if kind == b"message" or kind == b"smessage":
@@ -287,7 +300,7 @@ class Link:
     def finish(self, *commands: tuple[Word, ...]) -> None:
         """Send last commands, and let the server close the connection once it has carried them out."""
         self._closing = True
-        if self.thread is None or not self.wire.lock.acquire(timeout=0.2):
+        if self.turn is None or not self.wire.lock.acquire(timeout=0.2):
             self.wire.kill()
             return
         try:
@@ -324,7 +337,7 @@ class Popper:
         lost: Callable[[BaseException], None],
     ) -> None:
         self.wire = Wire(url, link.wire.endpoint)
-        self.thread: threading.Thread | None = None
+        self.threads: tuple[threading.Thread, ...] = ()
         self.wake_key = wake_key
         self.link = link
         self._heartbeat = heartbeat
@@ -345,7 +358,7 @@ class Popper:
     def start(self, spawn: Callable[[Callable[[], None], str], threading.Thread]) -> None:
         """Start the popping thread."""
         self.wire.run(send_timeout=self._heartbeat, receive_timeout=self._heartbeat)
-        self.thread = spawn(self._run, "pop")
+        self.threads = (spawn(self._run, "pop"),)
 
     def add(self, addresses: dict[bytes, Address]) -> None:
         """Pop from these lists too, from now on."""

@@ -241,6 +241,11 @@ class Wire:
         self._feed(size)
         return True
 
+    def ready(self, timeout: float) -> bool:
+        """Wait so many seconds until something can be received; whoever may receive asks."""
+        sock = self._socket()
+        return (self._tls and bool(sock.pending())) or _ready(sock, False, timeout)  # type: ignore[attr-defined]
+
     def _feed(self, size: int) -> None:
         if not size:
             raise ConnectionResetError("the server closed the connection")

@@ -24,6 +24,7 @@ from typing import ClassVar
 from weakref import WeakValueDictionary
 
 from dse.core.connection import JOIN_TIMEOUT, BrokerTransport, Session, wire_name
+from dse.core.receiving import Turn
 from dse.core.transport import Address, Capabilities, Delivery, TransportEvents
 from dse.core.url import TransportUrl
 from dse.errors import InvalidUrl
@@ -111,7 +112,7 @@ class _FakeSession(Session):
         self.broker = broker
         self.inbox: SimpleQueue[Parcel | _Place | Address | None] = SimpleQueue()
         self.entered = 0  # bytes ever put into the inbox; protected by broker.lock
-        self.taken = 0  # bytes ever taken out; only the delivery thread writes it
+        self.taken = 0  # bytes ever taken out; only who has the turn writes it
         # Protected by broker.lock; `failure` and `leaving` may be looked at without it.
         self.bus = _Bus(transport.bus)
         self.established = False
@@ -121,19 +122,23 @@ class _FakeSession(Session):
         self.held = (0, 0)  # frames and bytes a hung broker has accepted
         self.cut = False
         self.holes = False  # something was lost while it was cut
-        self._seen: dict[tuple[FakeTransport, _Place], int] = {}  # only the delivery thread uses it
+        self._seen: dict[tuple[FakeTransport, _Place], int] = {}  # only who has the turn uses it
         self._seen_limit = _SEEN
-        self._thread: threading.Thread | None = None
+        self._interval = transport.heartbeat / _MISSED
+        self._ping_at = monotonic() + self._interval
+        self._missed = 0
+        self._turn = Turn("deliver", self._receive, self._fail, transport.spawn)
 
     def open(self) -> None:
         self.broker.attach(self, self.transport.connect_timeout)
-        self._thread = self.transport.spawn(self._run, "deliver")
+        self._turn.start()
 
     def close(self) -> None:
         self.broker.detach(self)
-        thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
-            thread.join(JOIN_TIMEOUT)
+        deadline = monotonic() + JOIN_TIMEOUT
+        for thread in self._turn.threads:
+            if thread is not threading.current_thread():
+                thread.join(max(0.0, deadline - monotonic()))
 
     def abandon(self) -> None:
         pass  # the child has none of the parent's brokers, and nothing here reaches out of the process
@@ -147,30 +152,34 @@ class _FakeSession(Session):
     def publish(self, address: Address, data: bytes, ttl: float | None) -> None:
         self.broker.publish(self, address, data)
 
-    def _run(self) -> None:
+    def turns(self) -> Sequence[Turn]:
+        return (self._turn,)
+
+    def _receive(self, timeout: float | None) -> None:
         """Deliver what comes in, and ask the broker for a sign of life every third of a heartbeat."""
-        interval = self.transport.heartbeat / _MISSED
-        ping_at = monotonic() + interval
-        missed = 0
-        while self.failure is None:
-            now = monotonic()
-            if now >= ping_at:
-                ping_at = now + interval
-                missed = 0 if self.broker.answers(self) else missed + 1
-                if missed == _MISSED:
-                    silence = TimeoutError(f"the broker was silent for {self.transport.heartbeat:g} s")
-                    self.transport.lost(self, silence)
-                    return
-            try:
-                item = self.inbox.get(timeout=ping_at - now)
-            except Empty:
-                continue
-            if isinstance(item, _Place):
-                item = self.broker.take(self, item)
-            if isinstance(item, Parcel):
-                self._deliver(item)
-            elif item is not None:
-                self.broker.left(self, item)
+        if self.failure is not None:
+            raise self.failure
+        now = monotonic()
+        if now >= self._ping_at:
+            self._ping_at = now + self._interval
+            self._missed = 0 if self.broker.answers(self) else self._missed + 1
+            if self._missed == _MISSED:
+                raise TimeoutError(f"the broker was silent for {self.transport.heartbeat:g} s")
+        left = self._ping_at - now
+        try:
+            item = self.inbox.get(timeout=left if timeout is None else min(timeout, left))
+        except Empty:
+            return
+        if isinstance(item, _Place):
+            item = self.broker.take(self, item)
+        if isinstance(item, Parcel):
+            self._deliver(item)
+        elif item is not None:
+            self.broker.left(self, item)
+
+    def _fail(self, error: BaseException) -> None:
+        if self.failure is None:
+            self.transport.lost(self, error)
 
     def _deliver(self, parcel: Parcel) -> None:
         place = parcel.place

@@ -29,6 +29,7 @@ from urllib.parse import quote
 import amqp
 
 from dse.core.connection import BrokerTransport, Session, flag, wire_name
+from dse.core.receiving import Turn
 from dse.core.transport import Address, Capabilities, Delivery, TransportEvents
 from dse.core.url import TransportUrl
 from dse.errors import InvalidUrl, TransportUnavailable
@@ -120,7 +121,7 @@ class _RabbitSession(Session):
         self._cancel = Cancel()
         self._ended = False
         self._cause: BaseException | None = None  # what the session was lost for
-        self._threads: list[threading.Thread] = []
+        self._turns: tuple[Turn, ...] = ()  # on the consuming and on the publishing connection
         self._wires: tuple[Wire, ...] = ()
         self._consume: Wire
         self._publish: Wire
@@ -135,7 +136,9 @@ class _RabbitSession(Session):
         self._routes: dict[Address, bytes] = {}  # the start of a message to there
         self._sent_to: dict[bytes, Address] = {}  # the same, by wire name
         self._consumers: dict[bytes, Any] = {}  # of ANYCAST: their channels; protected by the consuming wire's lock
-        self._handed_on = 0  # messages of the consuming wire that were; counted by its thread
+        # Both are counted by whose turn it is to receive on the consuming wire.
+        self._handed_on = 0  # messages that a handler has returned from, or was relieved with
+        self._handing_on = False
         self._flushed = threading.Condition()  # protects nothing but the waiting below
         self._flushes = 0  # threads that wait for _handed_on
 
@@ -144,10 +147,20 @@ class _RabbitSession(Session):
     def open(self) -> None:
         with self._life:
             self._connect()
-            self._threads += [
-                self._transport.spawn(functools.partial(self._receive, self._consume), "consume"),
-                self._transport.spawn(functools.partial(self._receive, self._publish), "publish"),
-            ]
+            spawn = self._transport.spawn
+            self._turns = (
+                Turn("consume", functools.partial(self._receive, self._consume), self._failed, spawn),
+                Turn("publish", functools.partial(self._receive, self._publish), self._failed, spawn),
+            )
+            for turn in self._turns:
+                turn.start()
+
+    @property
+    def _threads(self) -> list[threading.Thread]:
+        return [thread for turn in self._turns for thread in turn.threads]
+
+    def turns(self) -> Sequence[Turn]:
+        return self._turns
 
     def _connect(self) -> None:
         """Connect to one of the hosts, in random order; what time is left is shared by those left."""
@@ -280,7 +293,7 @@ class _RabbitSession(Session):
 
     def _flush(self) -> None:
         """Wait until what was received so far is handed on: the broker has taken it from the shared queue for us."""
-        if threading.current_thread() in self._threads:
+        if threading.current_thread() in self._threads or any(turn.mine for turn in self._turns):
             return
         with self._consume.lock:
             received = self._consume.received
@@ -315,34 +328,43 @@ class _RabbitSession(Session):
 
     # Receiving
 
-    def _receive(self, wire: Wire) -> None:
+    def _receive(self, wire: Wire, timeout: float | None) -> None:
         """Receive on one connection and keep both alive: a handler that takes its time holds up one thread only."""
-        try:
-            while not self._ended:
-                wire.receive(self._until_tick())
-                self._hand_on(wire)
-                self._tick()
-        except amqp.ConsumerCancelled as error:
-            self._lose(_cancelled(error))
-        except Exception as error:
-            self._lose(error)
-
-    def _hand_on(self, wire: Wire) -> None:
+        if self._ended:
+            raise Cancelled("the session was closed")
+        if self._handing_on and wire is self._consume:
+            self._handed()  # by a thread that was relieved
         messages = wire.messages
-        while messages and not self._ended:
-            delivered, key, body = messages.popleft()
-            if delivered:
-                address = self._addresses.get(key)
-                if address is not None:
-                    self._transport.deliver(address, body)
-                self._handed_on += 1
-                if self._flushes:
-                    with self._flushed:
-                        self._flushed.notify_all()
-            else:
-                address = self._sent_to.get(key)
-                if address is not None:
-                    self._transport.return_undelivered(address, body)
+        if not messages:
+            until_tick = self._until_tick()
+            wire.receive(until_tick if timeout is None else min(timeout, until_tick))
+            self._tick()
+        if messages:
+            self._hand_on(*messages.popleft())
+
+    def _hand_on(self, delivered: bool, key: bytes, body: bytes) -> None:
+        if not delivered:
+            address = self._sent_to.get(key)
+            if address is not None:
+                self._transport.return_undelivered(address, body)
+            return
+        address = self._addresses.get(key)
+        if address is not None:
+            self._handing_on = True
+            self._transport.deliver(address, body)
+            if not self._turns[0].mine:
+                return
+        self._handed()
+
+    def _handed(self) -> None:
+        self._handing_on = False
+        self._handed_on += 1
+        if self._flushes:
+            with self._flushed:
+                self._flushed.notify_all()
+
+    def _failed(self, error: BaseException) -> None:
+        self._lose(_cancelled(error) if isinstance(error, amqp.ConsumerCancelled) else error)
 
     def _until_tick(self) -> float:
         """Return in how many seconds a heartbeat is due, ours or the broker's."""

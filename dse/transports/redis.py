@@ -25,6 +25,7 @@ from redis.crc import key_slot
 from redis.exceptions import RedisError
 
 from dse.core.connection import BrokerTransport, Session, flag, wire_name
+from dse.core.receiving import Turn
 from dse.core.transport import Address, Capabilities, Delivery, TransportEvents, TransportUrl
 from dse.errors import InvalidUrl, TransportUnavailable
 from dse.transports._redis_discovery import Found, find_cluster, find_master
@@ -201,19 +202,19 @@ class _RedisSession(Session):
             popper, links = self._popper, list(self._links)
         if self._found is not None:
             self._found.kill()
-        if first and all(link.thread is not None and link.failure is None for link in links):
+        if first and all(link.turn is not None and link.failure is None for link in links):
             self._leave(popper)
         deadline = time.monotonic() + _CLOSE_TIMEOUT
         for link in links:
-            _join(link.thread, deadline - time.monotonic())
+            _join(link.threads, deadline)
             link.kill()
         if popper is not None:
             popper.kill()
         deadline = time.monotonic() + _JOIN_TIMEOUT
         for part in (popper, *links):
-            if part is None or not _join(part.thread, deadline - time.monotonic()):
+            if part is None or not _join(part.threads, deadline):
                 continue
-            if part.thread is not None or not self._opening:
+            if part.threads or not self._opening:
                 part.wire.drop()
 
     def _leave(self, popper: Popper | None) -> None:
@@ -225,7 +226,7 @@ class _RedisSession(Session):
                 link.leave([key for at, key in anycast if at is link])
             if popper is not None:
                 popper.stop()
-                _join(popper.thread, _CLOSE_TIMEOUT)
+                _join(popper.threads, time.monotonic() + _CLOSE_TIMEOUT)
         except OSError:
             pass
         for link in self._links:
@@ -328,16 +329,19 @@ class _RedisSession(Session):
             return popper
 
     def _in_handler(self) -> bool:
-        current = threading.current_thread()
         popper = self._popper
-        return any(current is link.thread for link in self._links) or (popper is not None and current is popper.thread)
+        if popper is not None and threading.current_thread() in popper.threads:
+            return True
+        return any(link.turn is not None and link.turn.mine for link in self._links)
+
+    def turns(self) -> Sequence[Turn]:
+        return [link.turn for link in self._links if link.turn is not None]
 
 
-def _join(thread: threading.Thread | None, timeout: float) -> bool:
-    """Wait for a thread, but not for oneself; True when it has ended."""
-    if thread is None:
-        return True
-    if thread is threading.current_thread():
-        return False
-    thread.join(max(0.0, timeout))
-    return not thread.is_alive()
+def _join(threads: Sequence[threading.Thread], deadline: float) -> bool:
+    """Wait for threads, but not for oneself; True when all have ended."""
+    for thread in threads:
+        if thread is threading.current_thread():
+            return False
+        thread.join(max(0.0, deadline - time.monotonic()))
+    return not any(thread.is_alive() for thread in threads)

@@ -1,0 +1,141 @@
+"""Brief methods run on the thread that received the request: to hand one over costs more than most of them take.
+
+Which methods are brief is learned from how long they took. A method that turns out to block costs the node a moment
+once: a timer notices, the receiving thread is relieved (`dse.core.transport.Transport.relieve`), and the method goes to
+the worker threads until it has been brief often enough again. A method that calls another node is relieved at once.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from threading import get_ident
+
+from dse.core.threads import Timers
+from dse.core.transport import Transport
+
+__all__ = ["BRIEF", "Briefness", "InlineRuns"]
+
+BRIEF = 0.001
+"""Seconds that a brief method takes at most."""
+
+_PROVED = 16  # brief runs before a method is trusted
+_MOST = 64
+_LONG_RUN = 32  # brief runs that one long run weighs as much as
+_BLOCKED = 1024  # ... and one for which the thread had to be relieved
+_PATIENCE = 0.005  # seconds until the receiving thread is relieved
+
+
+class Briefness:
+    """What is known of how long one method takes. Written by any thread without a lock: a lost count does no harm."""
+
+    __slots__ = ("_score",)
+
+    def __init__(self) -> None:
+        self._score = 0
+
+    @property
+    def proved(self) -> bool:
+        """Whether the method may run on a receiving thread."""
+        return self._score >= _PROVED
+
+    def took(self, seconds: float) -> None:
+        """Learn how long a run took."""
+        score = self._score
+        if seconds > BRIEF:
+            self._score = min(score, _PROVED) - _LONG_RUN
+        elif score < _MOST:
+            self._score = score + 1
+
+    def blocked(self) -> None:
+        """Learn that a run held up a receiving thread."""
+        self._score = -_BLOCKED
+
+
+class _Run:
+    __slots__ = ("began", "briefness", "relief", "relieved", "thread")
+
+    def __init__(self, thread: int, briefness: Briefness, began: float) -> None:
+        self.thread = thread
+        self.briefness = briefness
+        self.began = began
+        self.relief: threading.Event | None = None  # set once the relief under way is done
+        self.relieved = False  # the thread receives no more
+
+
+class InlineRuns:
+    """The runs under way on receiving threads, and the timer that watches them.
+
+    Lock: ``_lock`` makes that no run ends between the decision to relieve it and its being marked so. A `_Run` is its
+    thread's, but for `relief` and `relieved`, which ``_lock`` protects. ``_runs`` is changed without it: each thread
+    has an entry of its own.
+    """
+
+    def __init__(self, transport: Transport, timers: Timers) -> None:
+        self.possible = transport.relieves
+        self._transport = transport
+        self._timers = timers
+        self._timer = timers.timer(self._watch)
+        self._lock = threading.Lock()
+        self._ended = threading.Condition(self._lock)
+        self._draining = False
+        self._runs: dict[int, _Run] = {}  # by thread
+        self._watching = False
+
+    def run(self, job: Callable[[], None], briefness: Briefness) -> None:
+        """Run the job on the calling thread, which the transport called `TransportEvents.received` on."""
+        run = _Run(get_ident(), briefness, self._timers.now())
+        self._runs[run.thread] = run
+        if not self._watching:
+            self._watching = True
+            self._timers.set(self._timer, run.began + _PATIENCE)
+        try:
+            job()
+        finally:
+            with self._lock:
+                del self._runs[run.thread]
+                relief = run.relief
+                if self._draining:
+                    self._ended.notify_all()
+            if relief is not None:
+                relief.wait()
+
+    def relieve_caller(self) -> None:
+        """The calling thread is about to wait for something that may come over the transport: free it for that."""
+        run = self._runs.get(get_ident())
+        if run is not None:
+            self._relieve(run)
+
+    def drain(self, deadline: float) -> None:
+        """Wait until the runs of other threads have ended."""
+        me = get_ident()
+        with self._lock:
+            self._draining = True
+            self._ended.wait_for(lambda: not self._runs.keys() - {me}, max(0.0, deadline - time.monotonic()))
+
+    def _watch(self) -> None:
+        self._watching = False  # first: a run that begins now sees it, or is seen below
+        due = self._timers.now() - _PATIENCE
+        runs = [run for run in list(self._runs.values()) if not run.relieved]
+        for run in runs:
+            if run.began <= due:
+                self._relieve(run)
+        if runs:
+            self._watching = True
+            self._timers.set(self._timer, self._timers.now() + _PATIENCE)
+
+    def _relieve(self, run: _Run) -> None:
+        relief = threading.Event()
+        with self._lock:
+            if self._runs.get(run.thread) is not run or run.relief is not None or run.relieved:
+                return
+            run.relief = relief
+        run.briefness.blocked()
+        relieved = False
+        try:
+            relieved = self._transport.relieve(run.thread)
+        finally:
+            with self._lock:
+                run.relieved, run.relief = relieved, None
+            relief.set()
