@@ -47,8 +47,8 @@ class Awaited(Protocol):
 class Turn:
     """The right to receive on one connection.
 
-    step: receives something and hands it on, within `timeout` seconds (None: as long as it likes). After each handler
-    that it called it asks whether the turn is still `mine`, and if not returns at once without touching anything.
+    step: receives something and hands it on, within `timeout` seconds (None: as long as it likes); returns whether more
+    has been received that waits. After a handler that it called it touches nothing unless the turn is still `mine`.
     failed: told the exception that ended receiving, by whichever thread it hit; never more than once.
     spawn: starts a thread of the driver.
 
@@ -59,7 +59,7 @@ class Turn:
     def __init__(
         self,
         name: str,
-        step: Callable[[float | None], None],
+        step: Callable[[float | None], bool],
         failed: Callable[[BaseException], None],
         spawn: Callable[[Callable[[], None], str], threading.Thread],
     ) -> None:
@@ -136,12 +136,13 @@ class Turn:
         end = time.monotonic() + longest
         me = self.holder = get_ident()
         _leading.add(me)
+        more = False
         try:
             while not answer.done:
                 left = end - time.monotonic()
                 if left <= 0 or self._over:
                     break
-                self._step(left)
+                more = self._step(left)
         except BaseException as error:
             self._fail(error)
         finally:
@@ -149,7 +150,7 @@ class Turn:
             _leading.discard(me)
             with self._changed:
                 self._free = True
-                if self._waiting > 1 or self._over or not answer.done:
+                if more or self._waiting > 1 or self._over or not answer.done:
                     self._changed.notify_all()
 
     def _run(self) -> None:

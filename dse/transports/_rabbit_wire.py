@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 from kombu.connection import Connection as KombuConnection
 from kombu.transport import pyamqp
 
+from dse.core.outbox import Outbox
 from dse.transports._rabbit_frames import HEARTBEAT, FrameParser
 
 __all__ = ["Cancel", "Cancelled", "Login", "Wire"]
@@ -132,6 +133,8 @@ class Wire:
         self._receiver = select.poll()  # the receiving thread's; a poll object must not be used by two at once
         self._holder = select.poll()  # the lock holder's
         self._farewell = select.poll()  # the same without the cancel event: for logging out
+        self.outbox: Outbox[bytes] = Outbox(self.lock, self._send, login.heartbeat)
+        """Messages to be published."""
         self._more = False  # bytes may wait in the TLS layer, or methods in the parser, where poll sees nothing
         self._deadline = 0.0
         self._patience = 0.0  # seconds a write may make no progress
@@ -305,13 +308,12 @@ class Wire:
                 self._more = True
                 self.wake()
 
-    def send(self, data: bytes, timeout: float) -> None:
-        """Write a message; raise when the broker takes none of it for `timeout` seconds."""
-        with self.lock:
-            self._deadline = time.monotonic() + timeout
-            self._patience = timeout
-            self.write(data)
-            self._patience = 0.0
+    def _send(self, messages: list[bytes]) -> None:
+        """Write messages, with the lock; raise when the broker takes none of them for a heartbeat."""
+        self._deadline = time.monotonic() + self.login.heartbeat
+        self._patience = self.login.heartbeat
+        self.write(messages[0] if len(messages) == 1 else b"".join(messages))
+        self._patience = 0.0
 
     def beat(self) -> None:
         """Send a heartbeat, unless the connection is in use: then whoever uses it has a deadline."""

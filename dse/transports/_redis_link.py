@@ -21,6 +21,7 @@ from typing import Any
 import hiredis
 from redis import exceptions as redis_errors
 
+from dse.core.outbox import Outbox
 from dse.core.receiving import Turn
 from dse.core.transport import Address
 from dse.transports._redis_wire import MORE, Endpoint, ServerAway, Wire, Word, pack, unavailable
@@ -78,6 +79,10 @@ class Awaited:
         self._event.wait(timeout)
 
 
+Entry = Awaited | tuple[Address, bytes] | None
+"""What an answer is for: somebody who waits, a frame that may prove undeliverable, nothing."""
+
+
 class Link:
     """The main connection to one server.
 
@@ -107,7 +112,9 @@ class Link:
         self._unsubscribe = prefix + "UNSUBSCRIBE"
         self._push = Scripts(sharded=sharded).push
         self._channels: dict[bytes, Address] = {}  # changed before subscribing and after unsubscribing
-        self._pending: deque[Awaited | tuple[Address, bytes] | None] = deque()  # appended to under wire.lock
+        self._pending: deque[Entry] = deque()  # appended to under wire.lock
+        self._outbox: Outbox[tuple[Entry, bytes]] = Outbox(self.wire.lock, self._write, heartbeat)
+        self._ahead: Any = MORE  # the next message that was received as a whole
         self._backlog: deque[Item] = deque()  # whose turn it is to receive
         self._silent = 0
         self._closing = False
@@ -132,32 +139,41 @@ class Link:
 
     def publish(self, channel: bytes, entry: tuple[Address, bytes] | None, data: bytes) -> None:
         """Publish data; when nobody is subscribed and there is an entry, it is reported as undelivered."""
-        packed = pack((self._publish, channel, data))
-        wire = self.wire
-        with wire.lock:
-            self._pending.append(entry)
-            wire.send(packed)
+        self._send(entry, pack((self._publish, channel, data)))
 
     def push(self, key: bytes, entry: tuple[Address, bytes], data: bytes) -> None:
         """Append data to a list if a listener is present, or else report it as undelivered."""
-        packed = pack(("EVAL", self._push, 1, key, key, data))
-        wire = self.wire
-        with wire.lock:
-            self._pending.append(entry)
-            wire.send(packed)
+        self._send(entry, pack(("EVAL", self._push, 1, key, key, data)))
+
+    def _send(self, entry: Entry, packed: bytes) -> None:
+        if self._ahead is not MORE and self.turn is not None and self.turn.mine:
+            self._outbox.keep((entry, packed), len(packed))
+        else:
+            self._outbox.send((entry, packed), len(packed))
+
+    def _write(self, items: list[tuple[Entry, bytes]]) -> None:
+        if len(items) == 1:
+            self._pending.append(items[0][0])
+            self.wire.send(items[0][1])
+        else:
+            self._pending.extend([entry for entry, _ in items])
+            self.wire.send(b"".join([packed for _, packed in items]))
+
+    def _send_all(self, entries: Sequence[Entry], packed: bytes) -> None:
+        """Send commands now, whose answers are for these entries."""
+        with self.wire.lock:
+            self._outbox.drain()
+            self._pending.extend(entries)
+            self.wire.send(packed)
 
     def tell(self, *commands: tuple[Word, ...]) -> None:
         """Send commands whose replies matter to nobody."""
-        with self.wire.lock:
-            self._pending.extend([None] * len(commands))
-            self.wire.send(b"".join(pack(command) for command in commands))
+        self._send_all([None] * len(commands), b"".join(pack(command) for command in commands))
 
     def ask(self, *command: Word) -> Any:
         """Send a command and wait for its reply; raises an error reply."""
         awaited = Awaited()
-        with self.wire.lock:
-            self._pending.append(awaited)
-            self.wire.send(pack(command))
+        self._send_all([awaited], pack(command))
         self._await([awaited])
         return awaited.reply
 
@@ -183,9 +199,7 @@ class Link:
         size = 1 if self._sharded else _BATCH
         batches = [channels[i : i + size] for i in range(0, len(channels), size)]
         waiting = [Awaited(batch) for batch in batches]
-        with self.wire.lock:
-            self._pending.extend(waiting)
-            self.wire.send(b"".join(pack((command, *batch)) for batch in batches))
+        self._send_all(waiting, b"".join(pack((command, *batch)) for batch in batches))
         return waiting
 
     def _await(self, waiting: list[Awaited]) -> None:
@@ -212,10 +226,11 @@ class Link:
 
     # Reading
 
-    def _receive(self, timeout: float | None) -> None:
+    def _receive(self, timeout: float | None) -> bool:
         item = self._backlog.popleft() if self._backlog else self._step(timeout)
         if item is not None:
             item[0](item[1], item[2])
+        return self._ahead is not MORE
 
     def _fail(self, error: BaseException) -> None:
         self.failure = error
@@ -229,8 +244,9 @@ class Link:
 
     def _step(self, timeout: float | None) -> Item | None:
         """Take one message off the connection, if one comes in `timeout` seconds; return what is to be handed on."""
-        reply = self.wire.gets(False)
+        reply = self._ahead
         if reply is MORE:
+            self._outbox.flush()
             if timeout is not None and not self.wire.ready(timeout):
                 return None
             if self.wire.receive():
@@ -240,6 +256,7 @@ class Link:
             reply = self.wire.gets(False)
             if reply is MORE:
                 return None
+        self._ahead = self.wire.gets(False)
         if type(reply) is hiredis.PushNotification:
             kind = reply[0]
             if kind == b"message" or kind == b"smessage":
@@ -256,6 +273,7 @@ class Link:
             # A writer that holds the lock is a probe too: one must not wait for it here, but go on counting.
             if self.wire.lock.acquire(blocking=False):
                 try:
+                    self._outbox.drain()
                     self._pending.append(None)
                     self.wire.send(_PING)
                 finally:
@@ -304,6 +322,7 @@ class Link:
             self.wire.kill()
             return
         try:
+            self._outbox.drain()
             self._pending.extend([None] * len(commands))
             self.wire.send(b"".join(pack(command) for command in commands))
         except OSError:

@@ -155,7 +155,7 @@ class _FakeSession(Session):
     def turns(self) -> Sequence[Turn]:
         return (self._turn,)
 
-    def _receive(self, timeout: float | None) -> None:
+    def _receive(self, timeout: float | None) -> bool:
         """Deliver what comes in, and ask the broker for a sign of life every third of a heartbeat."""
         if self.failure is not None:
             raise self.failure
@@ -169,13 +169,14 @@ class _FakeSession(Session):
         try:
             item = self.inbox.get(timeout=left if timeout is None else min(timeout, left))
         except Empty:
-            return
+            return False
         if isinstance(item, _Place):
             item = self.broker.take(self, item)
         if isinstance(item, Parcel):
             self._deliver(item)
         elif item is not None:
             self.broker.left(self, item)
+        return not self.inbox.empty()
 
     def _fail(self, error: BaseException) -> None:
         if self.failure is None:

@@ -310,7 +310,11 @@ class _RabbitSession(Session):
             raise Blocked("the broker takes no messages now, for want of memory or disk space")
         method = self._routes.get(address) or self._route(address)
         try:
-            wire.send(message(method, _CHANNEL, data, ttl, wire.frame_max), self._transport.heartbeat)
+            whole = message(method, _CHANNEL, data, ttl, wire.frame_max)
+            if self._consume.messages and self._turns[0].mine:
+                wire.outbox.keep(whole, len(whole))
+            else:
+                wire.outbox.send(whole, len(whole))
         except Cancelled as error:
             raise self._cause or error from None
 
@@ -328,7 +332,7 @@ class _RabbitSession(Session):
 
     # Receiving
 
-    def _receive(self, wire: Wire, timeout: float | None) -> None:
+    def _receive(self, wire: Wire, timeout: float | None) -> bool:
         """Receive on one connection and keep both alive: a handler that takes its time holds up one thread only."""
         if self._ended:
             raise Cancelled("the session was closed")
@@ -336,11 +340,14 @@ class _RabbitSession(Session):
             self._handed()  # by a thread that was relieved
         messages = wire.messages
         if not messages:
+            if wire is self._consume:
+                self._publish.outbox.flush()
             until_tick = self._until_tick()
             wire.receive(until_tick if timeout is None else min(timeout, until_tick))
             self._tick()
         if messages:
             self._hand_on(*messages.popleft())
+        return bool(messages)
 
     def _hand_on(self, delivered: bool, key: bytes, body: bytes) -> None:
         if not delivered:
