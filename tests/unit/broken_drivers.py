@@ -14,6 +14,7 @@ from typing import Any
 from dse.core.connection import Session
 from dse.core.transport import Address, Capabilities, ConnectionState, Delivery, Transport
 from dse.errors import TransportUnavailable
+from dse.testing.contract.recorder import eventually
 from dse.transports.fake import FakeTransport, Parcel, _FakeSession
 
 DIRECT, ANYCAST, FANOUT = Delivery.DIRECT, Delivery.ANYCAST, Delivery.FANOUT
@@ -387,6 +388,29 @@ class OneLock(FakeTransport):
     def deliver(self, address: Address, data: bytes) -> None:
         with self._lock:
             super().deliver(address, data)
+
+
+@breaks("TestTurns")
+class NobodyTakesOver(FakeTransport):
+    """Says that a thread is relieved, and lets nobody receive in its place."""
+
+    def relieve(self, thread: int) -> bool:
+        session = self._session
+        return session is not None and any(turn.holder == thread for turn in session.turns())
+
+
+@breaks("TestTurns")
+class TwoReceive(FakeTransport):
+    """Lets the thread that was relieved go on receiving beside the other."""
+
+    def relieve(self, thread: int) -> bool:
+        relieved = super().relieve(thread)
+        session = self._session
+        if relieved and session is not None:
+            for turn in session.turns():
+                eventually(lambda turn=turn: turn.holder not in (0, thread), "somebody took over")  # type: ignore[misc]
+                turn.holder = thread
+        return relieved
 
 
 # 10 Outage

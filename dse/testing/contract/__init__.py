@@ -37,6 +37,7 @@ from dse.testing.contract.spi_ready import TestReady  # noqa: E402
 from dse.testing.contract.spi_reopen import TestForkAndReopen  # noqa: E402
 from dse.testing.contract.spi_threads import TestThreads  # noqa: E402
 from dse.testing.contract.spi_ttl import TestTtl  # noqa: E402
+from dse.testing.contract.spi_turns import TestTurns  # noqa: E402
 from dse.testing.contract.spi_undeliverable import TestUndeliverable  # noqa: E402
 
 __all__ = [
@@ -60,6 +61,7 @@ __all__ = [
     "TestTableChanges",
     "TestThreads",
     "TestTtl",
+    "TestTurns",
     "TestUndeliverable",
     "bus",
     "connect",

@@ -274,6 +274,36 @@ class TestLoad(Contract):
             waiting = [node.call_async("remote", "amark", {"key": f"a {n}", "seconds": 0.5}) for n in range(40)]
             assert {future.result(DEADLINE) for future in waiting} == {other.node_id}
 
+    def test_a_method_that_was_brief_so_far_holds_nothing_up_when_it_blocks(self, network: Network) -> None:
+        node, other = network.pair({}, {"remote": Worker})
+        for turn in range(2):
+            other.ask("remote", "let_go")
+            for number in range(100):
+                assert node.call("remote", "hold", {"key": f"open {turn} {number}"}) == f"open {turn} {number}"
+            other.ask("remote", "close_gate")
+            held = [node.call_async("remote", "hold", {"key": f"held {turn} {n}"}) for n in range(4)]
+            for n in range(4):
+                other.ask("remote", "wait_ran", f"held {turn} {n}")
+            with within(PROMPT, "what others do beside methods that block"):
+                for number in range(50):
+                    assert node.call("remote", "echo", {"value": number}) == number
+            assert not any(future.done() for future in held)
+            other.ask("remote", "let_go")
+            assert [future.result(DEADLINE) for future in held] == [f"held {turn} {n}" for n in range(4)]
+
+    def test_brief_methods_may_call_back(self, network: Network) -> None:
+        node, other = network.pair({"here": Worker}, {"remote": Worker})
+        other.ask("remote", "wait_service", "here")
+
+        def relayed(service_id: str, method: str, args: dict[str, Any]) -> dict[str, Any]:
+            return {"service_id": service_id, "method": method, "args": args}
+
+        with within(DEADLINE, "calls that go to and fro"):
+            for number in range(60):
+                assert node.call("remote", "relay", relayed("here", "echo", {"value": number})) == number
+                there_and_back = relayed("remote", "echo", {"value": number})
+                assert node.call("remote", "relay", relayed("here", "relay", there_and_back)) == number
+
     def test_more_than_may_wait_is_refused_at_once(self, network: Network) -> None:
         node, other = network.pair({}, {"remote": Worker}, workers=1, max_pending=3)
         busy = node.call_async("remote", "hold", {"key": "busy"}, timeout=DEADLINE)

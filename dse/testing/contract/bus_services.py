@@ -133,6 +133,12 @@ class Worker(DataService):
     def let_go(self) -> None:
         self._gate.set()
 
+    def close_gate(self) -> None:
+        self._gate.clear()
+
+    def wait_service(self, service_id: str) -> None:
+        self.node.wait_for(service_id, DEADLINE)
+
 
 class Endpoint:
     """What a node answers itself."""

@@ -50,6 +50,7 @@ _Test = TypeVar("_Test", bound=Callable[..., object])
 _DRIVER_NEEDS = {
     "undeliverable": "driver does not claim undeliverable",
     "survives_broker_restart": "driver does not claim survives_broker_restart",
+    "relieves": "driver does not relieve its threads",
 }
 _BROKER_NEEDS = {
     "multiprocess": "broker is in this process only",
@@ -87,7 +88,8 @@ class Contract:
         if hasattr(self, "guarantee"):
             record_property("guarantee", self.guarantee)
         for need in getattr(request.function, "contract_needs", ()):
-            if need in _DRIVER_NEEDS and not getattr(transport_class.capabilities, need):
+            claims = transport_class if need == "relieves" else transport_class.capabilities
+            if need in _DRIVER_NEEDS and not getattr(claims, need):
                 pytest.skip(_DRIVER_NEEDS[need])
             if need in _BROKER_NEEDS and not getattr(broker, need, True):
                 pytest.skip(_BROKER_NEEDS[need])
