@@ -18,7 +18,8 @@ Rules:
 6. Two live nodes with one node_id: a joining node yields to a joined one. Between two that joined, or two that join,
    the one whose instance sorts first decides by age, alone, so that never both stop: the younger one is told, and
    stops. Ages less than `SAME_AGE` apart cannot be told apart through the bus; then the instance that sorts first
-   stays.
+   stays. Messages take their time, and not all the same: who has decided against another never yields to it, and what
+   was said to a joining node says nothing to one that has joined.
 7. A new instance of a node_id that has JOINED proves that the old one is gone (rule 6 would have stopped it).
 8. A passive observer is not on the bus: it says nothing of itself, so that nobody knows it. It asks everybody for
    their catalogues, instead of joining, and ages its peers like any node. It is ready (to itself JOINED) when a node
@@ -51,6 +52,7 @@ DEAD_AFTER = 5
 REMEMBERED = 60.0
 SAME_AGE = 2.0
 MAX_PEERS = 100_000
+MAX_TOLD = 1000
 LONGEST_INTERVAL = 3600.0
 
 
@@ -116,6 +118,7 @@ class Membership:
     _beat_at: float = math.inf
     _asked_all: float = -math.inf  # when everybody was last asked for catalogues, by joining or as an observer
     _to_tell: bool = False  # the next heartbeat is to be the catalogue
+    _told: set[str] = field(default_factory=set)  # instances that were told to stop, by their age
     _last_tick: float = 0.0
     _connected: bool = True
     _answers: list[tuple[float, str]] = field(default_factory=list)  # heap of (when it is answered, who is new)
@@ -210,8 +213,11 @@ class Membership:
 
     def clashed(self, message: Clash) -> None:
         """An older node has this node's id."""
-        if message.loser == self.instance:
-            self.clash = message.winner
+        if message.loser != self.instance:
+            return
+        if message.joining and self.state is NodeState.JOINED:
+            return  # it was said to a node that joins: both may say that to each other's past, and none would be left
+        self.clash = message.winner
 
     # Time
 
@@ -404,8 +410,10 @@ class Membership:
             return []  # the other one decides
         else:
             difference = (now - self._started) - age
-            loses = difference < -SAME_AGE
+            loses = difference < -SAME_AGE and instance not in self._told
+            if not loses and len(self._told) < MAX_TOLD:
+                self._told.add(instance)
         if loses:
             self.clash = instance
             return []
-        return [Send(instance_address(instance), Clash(node_id, instance, self.instance))]
+        return [Send(instance_address(instance), Clash(node_id, instance, self.instance, joining))]

@@ -90,11 +90,12 @@ class Leave(Struct, array_like=True, tag=2, frozen=True):
 
 
 class Clash(Struct, array_like=True, tag=3, frozen=True):
-    """To `loser`: `winner` is older and has your node_id; stop."""
+    """To `loser`: `winner` is older and has your node_id; stop. `joining`: as far as I know you have not joined."""
 
     node_id: Name
     loser: Name
     winner: Name
+    joining: bool = False
 
 
 class CatalogueRequest(Struct, array_like=True, tag=4, frozen=True):
