@@ -79,15 +79,19 @@ def test_late_words_of_joining_do_not_stop_both_twins() -> None:
     first, second = joined("twin/1"), joined("twin/2")
     to_second = clash_for(first, 0.6, Heartbeat("twin", "twin/2", 0.1, 1.0, 0, True))
     to_first = clash_for(second, 0.6, Heartbeat("twin", "twin/1", 0.1, 1.0, 0, True))
-    assert to_second is not None and to_first is not None
+    assert to_second is not None
+    assert to_first is not None
     first.clashed(to_first)
     second.clashed(to_second)
-    assert first.clash is None and second.clash is None
+    assert first.clash is None
+    assert second.clash is None
     # What both have joined with decides: the one that sorts first does, alone.
     to_second = clash_for(first, 1.2, Heartbeat("twin", "twin/2", 1.2, 1.0, 0))
-    assert to_second is not None and clash_for(second, 1.2, Heartbeat("twin", "twin/1", 1.2, 1.0, 0)) is None
+    assert to_second is not None
+    assert clash_for(second, 1.2, Heartbeat("twin", "twin/1", 1.2, 1.0, 0)) is None
     second.clashed(to_second)
-    assert first.clash is None and second.clash == "twin/1"
+    assert first.clash is None
+    assert second.clash == "twin/1"
 
 
 def test_a_node_does_not_yield_to_a_twin_that_it_told_to_stop() -> None:
