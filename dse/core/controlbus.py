@@ -108,7 +108,7 @@ class ControlBus:
     def _announce(self) -> None:
         with self._changed:
             self._announcing = False
-        self._step(lambda now: self._machine.changed(now))
+        self._step(self._machine.changed)
         with self._changed:
             self._changed.notify_all()
 
@@ -117,26 +117,20 @@ class ControlBus:
     def heard(self, message: Heartbeat | Leave | Clash | Catalogue | CatalogueRequest) -> None:
         """Take a message of the control bus."""
         machine = self._machine
-
-        def step(now: float) -> list[Effect]:
-            match message:
-                case Heartbeat():
-                    return machine.heartbeat(now, message)
-                case Catalogue():
-                    return machine.catalogue_of(now, message)
-                case CatalogueRequest():
-                    return machine.catalogue_request(now, message)
-                case Leave():
-                    machine.left(now, message)
-                case Clash():
-                    machine.clashed(message)
-            return []
-
-        self._step(step)
+        if type(message) is Heartbeat:
+            self._step(machine.heartbeat, message)
+        elif type(message) is Catalogue:
+            self._step(machine.catalogue_of, message)
+        elif type(message) is CatalogueRequest:
+            self._step(machine.catalogue_request, message)
+        elif type(message) is Leave:
+            self._step(machine.left, message)
+        elif type(message) is Clash:
+            self._step(machine.clashed, message)
 
     def connected(self) -> None:
         """The transport is connected again."""
-        self._step(lambda now: self._machine.connected(now))
+        self._step(self._machine.connected)
 
     def disconnected(self) -> None:
         """The transport lost its connection."""
@@ -187,21 +181,23 @@ class ControlBus:
     # Inside
 
     def _tick(self) -> None:
-        self._step(lambda now: self._machine.tick(now))
+        self._step(self._machine.tick)
 
-    def _step(self, step: Callable[[float], list[Effect]]) -> None:
+    def _step(self, step: Callable[..., list[Effect]], *message: object) -> None:
+        machine = self._machine
         with self._changed:
-            before, resumed = self._machine.state, self._machine.resumed
-            effects = step(self._timers.now())
-            events, self._machine.events = self._machine.events, []
-            clash = None if self._clash_told else self._machine.clash
-            self._clash_told = self._clash_told or clash is not None
-            if events:
-                self._rebuild(events)
-            if events or clash or before is not self._machine.state:
+            before, resumed = machine.state, machine.resumed
+            effects = step(self._timers.now(), *message)
+            events = machine.events
+            clash = None if self._clash_told else machine.clash
+            if events or clash is not None or before is not machine.state:
+                machine.events = []
+                self._clash_told = self._clash_told or clash is not None
+                if events:
+                    self._rebuild(events)
                 self._changed.notify_all()
-            wakeup = self._machine.wakeup
-            resumed = self._machine.resumed - resumed
+            wakeup = machine.wakeup
+            resumed = machine.resumed - resumed
         self._timers.set(self._timer, wakeup)
         if effects:
             sends = [effect for effect in effects if isinstance(effect, Send)]

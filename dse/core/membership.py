@@ -205,19 +205,19 @@ class Membership:
             return self._answer_soon(now, message.instance)
         return [Send(instance_address(message.instance), self._catalogue(now))]
 
-    def left(self, now: float, message: Leave) -> None:
+    def left(self, now: float, message: Leave) -> list[Effect]:
         """A peer said that it stops."""
         peer = self.peers.get(message.instance)
         if peer is not None and peer.live:
             self._set_state(now, peer, NodeState.LEFT)
+        return []
 
-    def clashed(self, message: Clash) -> None:
+    def clashed(self, now: float, message: Clash) -> list[Effect]:
         """An older node has this node's id."""
-        if message.loser != self.instance:
-            return
-        if message.joining and self.state is NodeState.JOINED:
-            return  # it was said to a node that joins: both may say that to each other's past, and none would be left
-        self.clash = message.winner
+        # What was said to a node that joins does not count any more: both may say it to each other's past.
+        if message.loser == self.instance and not (message.joining and self.state is NodeState.JOINED):
+            self.clash = message.winner
+        return []
 
     # Time
 

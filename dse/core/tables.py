@@ -116,10 +116,8 @@ class Publisher:
 
     def watch(self, table: PublishedTable, wakeup: float) -> None:
         timer = self._timers_of.get(table)
-        if timer is not None and wakeup < timer.queued_at:
+        if timer is not None:
             self._timers.set(timer, wakeup)
-        elif timer is not None:
-            timer.at = wakeup  # later than it is queued for: it finds out when it comes up
 
     def subscribers_changed(self, table: PublishedTable, first: bool) -> None:
         self._on_subscribers(table, first)
@@ -410,10 +408,7 @@ class ReplicaHub:
             if deltas or machine.state is not before:
                 shared.changed.notify_all()
             wakeup = machine.wakeup
-        if wakeup < shared.timer.queued_at:
-            self._timers.set(shared.timer, wakeup)
-        else:
-            shared.timer.at = wakeup
+        self._timers.set(shared.timer, wakeup)
         if effects:
             self._carry_out(shared, effects)
 

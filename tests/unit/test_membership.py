@@ -80,7 +80,7 @@ class Member:
         elif isinstance(message, Leave):
             self.step(lambda now: machine.left(now, message))
         elif isinstance(message, Clash):
-            self.step(lambda now: machine.clashed(message))
+            self.step(lambda now: machine.clashed(now, message))
 
     def state_of(self, other: Member) -> NodeState | None:
         peer = self.machine.peers.get(other.machine.instance)

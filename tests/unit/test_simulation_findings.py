@@ -81,15 +81,15 @@ def test_late_words_of_joining_do_not_stop_both_twins() -> None:
     to_first = clash_for(second, 0.6, Heartbeat("twin", "twin/1", 0.1, 1.0, 0, True))
     assert to_second is not None
     assert to_first is not None
-    first.clashed(to_first)
-    second.clashed(to_second)
+    first.clashed(1.0, to_first)
+    second.clashed(1.0, to_second)
     assert first.clash is None
     assert second.clash is None
     # What both have joined with decides: the one that sorts first does, alone.
     to_second = clash_for(first, 1.2, Heartbeat("twin", "twin/2", 1.2, 1.0, 0))
     assert to_second is not None
     assert clash_for(second, 1.2, Heartbeat("twin", "twin/1", 1.2, 1.0, 0)) is None
-    second.clashed(to_second)
+    second.clashed(1.0, to_second)
     assert first.clash is None
     assert second.clash == "twin/1"
 

@@ -81,12 +81,12 @@ class SimulatedNode:
         self.frame_at = 0.0  # when its last frame arrives
         self.messages = self.bytes = 0  # received at its own address
         self.complete: set[str] = set()
-        self.handlers: dict[type, Callable[[float, Any], list[Effect] | None]] = {
+        self.handlers: dict[type, Callable[[float, Any], list[Effect]]] = {
             Heartbeat: machine.heartbeat,
             Catalogue: machine.catalogue_of,
             CatalogueRequest: machine.catalogue_request,
             Leave: machine.left,
-            Clash: lambda now, message: machine.clashed(message),
+            Clash: machine.clashed,
         }
 
 
