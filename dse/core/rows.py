@@ -22,7 +22,7 @@ import msgspec
 from dse.core.messages import Row
 from dse.errors import RowError
 
-__all__ = ["DIGEST_MASK", "MAX_ROW", "RowsView", "check_received", "digest", "read_rows"]
+__all__ = ["DIGEST_MASK", "MAX_ROW", "RowsView", "check_received", "check_shape", "digest", "read_rows"]
 
 MAX_ROW = 1 << 20
 """The longest encoded row in bytes."""
@@ -34,33 +34,42 @@ _UNLIKE = frozenset({bool, float})  # equal to an int that is encoded differentl
 _encode = msgspec.msgpack.Encoder().encode
 
 
-def read_rows(table: str, columns: tuple[str, ...], rows: Iterable[Any]) -> set[Row]:
-    """Return rows as a set of tuples; raise `RowError` for anything that is not a sequence of rows of that width.
+def read_rows(table: str, columns: tuple[str, ...], rows: Iterable[Any]) -> set[Any]:
+    """Return rows as a set; raise `RowError` for anything that is not a collection of rows.
 
-    Only the shape is checked here; cells are checked by `digest`, and only of rows that are new.
+    What equals a row of the table is one: `check_shape` is for those that are new, and `digest` for their cells.
     """
     if isinstance(rows, set | frozenset):
         found: set[Any] = rows if isinstance(rows, set) else set(rows)
     else:
         if isinstance(rows, str | bytes) or not isinstance(rows, Iterable):
             raise RowError(f"{table}: rows are an iterable of tuples, not {type(rows).__name__}", row=rows)
-        listed = [tuple(row) if isinstance(row, list) else row for row in rows]
+        listed = rows if isinstance(rows, list | tuple) else list(rows)
         try:
             found = set(listed)
         except TypeError:
-            for row in listed:
-                _check_row(table, columns, row)
-            raise
-    width = len(columns)
-    if not (set(map(type, found)) <= {tuple} and set(map(len, found)) <= {width}):
-        checked = set()
-        for row in found:
-            # A named tuple is a tuple with a name: kept as a plain one.
-            checked.add(tuple(row) if isinstance(row, tuple) and len(row) == width else row)
-        found = checked
-        for row in found:
-            _check_row(table, columns, row)
+            listed = [tuple(row) if isinstance(row, list) else row for row in listed]
+            try:
+                found = set(listed)
+            except TypeError:
+                for row in listed:
+                    _check_row(table, columns, row)
+                raise
     return found
+
+
+def check_shape(table: str, columns: tuple[str, ...], rows: set[Any]) -> set[Row]:
+    """Return rows as plain tuples; raise `RowError` for one that is no tuple of that width."""
+    width = len(columns)
+    if set(map(type, rows)) <= {tuple} and set(map(len, rows)) <= {width}:
+        return rows
+    checked = set()
+    for row in rows:
+        # A named tuple is a tuple with a name: kept as a plain one.
+        checked.add(tuple(row) if isinstance(row, tuple) and len(row) == width else row)
+    for row in checked:
+        _check_row(table, columns, row)
+    return checked
 
 
 def digest(table: str, columns: tuple[str, ...], rows: Iterable[Row]) -> int:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dse.core.rows import DIGEST_MASK, MAX_ROW, RowsView, check_received, digest, read_rows
+from dse.core.rows import DIGEST_MASK, MAX_ROW, RowsView, check_received, check_shape, digest, read_rows
 from dse.errors import RowError
 
 COLUMNS = ("a", "b")
@@ -26,7 +26,7 @@ rows = st.tuples(cells, cells)
 
 
 def read(given: Any) -> set[Any]:
-    found = read_rows("s.t", COLUMNS, given)
+    found = check_shape("s.t", COLUMNS, read_rows("s.t", COLUMNS, given))
     digest("s.t", COLUMNS, found)
     return found
 
