@@ -282,41 +282,55 @@ class BrokerTransport(Transport):
             _log.warning("%s: an event handler still blocks; closed without waiting for it", self.url)
 
     def listen(self, address: Address) -> None:
+        self.listen_all((address,))
+
+    def listen_all(self, addresses: Sequence[Address]) -> None:
         self._refuse_fork()
-        self._check(address)
-        while True:
+        for address in addresses:
+            self._check(address)
+        wanted = list(dict.fromkeys(addresses))
+        while wanted:
+            ours: dict[Address, _Listener] = {}
+            others: dict[Address, _Listener] = {}
             with self._changed:
                 session = self._session
                 if session is None or self._closing:
                     raise self._unavailable("cannot listen", self._cause())
-                listener = self._listeners.get(address)
-                ours = listener is None
-                if listener is None:
-                    listener = self._listeners[address] = _Listener()
-            if not ours:
+                for address in wanted:
+                    listener = self._listeners.get(address)
+                    if listener is None:
+                        ours[address] = self._listeners[address] = _Listener()
+                    else:
+                        others[address] = listener
+            if ours:
+                self._listen(session, ours)
+            for listener in others.values():
                 listener.ready.wait()
-                if not listener.failed:
-                    return
-                continue  # whoever was first failed: try for ourselves
-            try:
-                session.listen([address])
-            except BaseException as error:
-                self._forget(address, listener)
-                if isinstance(error, (self.connection_errors, TransportUnavailable)):
-                    self.lost(session, error)
-                    raise self._unavailable("cannot listen", error) from error
-                raise
+            # Whoever was first failed: try for ourselves.
+            wanted = [address for address, listener in others.items() if listener.failed]
+
+    def _listen(self, session: Session, listeners: dict[Address, _Listener]) -> None:
+        """Let the session listen; on failure the addresses leave the registry again."""
+        failed: BaseException | None = None
+        try:
+            session.listen(list(listeners))
             with self._changed:
                 # Lost since: the supervisor restores every address in the registry before it says CONNECTED.
                 if self._session is not session:
-                    failed: BaseException | None = self._cause() or ConnectionResetError("connection lost")
+                    failed = self._cause() or ConnectionResetError("connection lost")
                 else:
-                    failed = None
-                    listener.ready.set()
-            if failed is None:
-                return
+                    for listener in listeners.values():
+                        listener.ready.set()
+        except BaseException as error:
+            failed = error
+        if failed is None:
+            return
+        for address, listener in listeners.items():
             self._forget(address, listener)
-            raise self._unavailable("cannot listen", failed)
+        if not isinstance(failed, self._losses):
+            raise failed
+        self.lost(session, failed)
+        raise self._unavailable("cannot listen", failed) from failed
 
     def unlisten(self, address: Address) -> None:
         self._refuse_fork()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -17,6 +18,8 @@ from dse.errors import ConfigError
 __all__ = ["ControlBus", "Member"]
 
 T = TypeVar("T")
+
+_ANNOUNCE_EVERY = 0.02  # seconds, at least, between two announcements of one's own catalogue: it may be long
 
 
 class Member:
@@ -65,6 +68,8 @@ class ControlBus:
         self._changed = threading.Condition()
         self._infos: dict[str, dict[str, DataServiceInfo]] = {}  # instance -> its services
         self._announcing = False
+        self._announced_at = -math.inf
+        self._announcer = timers.timer(lambda: control.put(self._announce))
         self._clash_told = False
         self.members: Mapping[str, Member] = {}  # live peers by instance
         self.replicas: Mapping[str, Sequence[Member]] = {}  # live peers by service_id, JOINED before SUSPECT
@@ -95,6 +100,7 @@ class ControlBus:
     def leave(self) -> None:
         """Say that this node stops, and do nothing any more."""
         self._timers.cancel(self._timer)
+        self._timers.cancel(self._announcer)
         self._step(lambda now: self._machine.leave())
 
     def announce(self) -> None:
@@ -103,11 +109,16 @@ class ControlBus:
             if self._announcing:
                 return
             self._announcing = True
-        self._control.put(self._announce)
+            at = self._announced_at + _ANNOUNCE_EVERY
+        if at <= self._timers.now():
+            self._control.put(self._announce)
+        else:
+            self._timers.set(self._announcer, at)
 
     def _announce(self) -> None:
         with self._changed:
             self._announcing = False
+            self._announced_at = self._timers.now()
         self._step(self._machine.changed)
         with self._changed:
             self._changed.notify_all()

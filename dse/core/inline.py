@@ -3,6 +3,8 @@
 Which methods are brief is learned from how long they took. A method that turns out to block costs the node a moment
 once: a timer notices, the receiving thread is relieved (`dse.core.transport.Transport.relieve`), and the method goes to
 the worker threads until it has been brief often enough again. A method that calls another node is relieved at once.
+
+A run takes the place of a worker: it begins only where one is free, and once relieved it keeps one from other work.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import time
 from collections.abc import Callable
 from threading import get_ident
 
-from dse.core.threads import Timers
+from dse.core.threads import Pool, Timers
 from dse.core.transport import Transport
 
 __all__ = ["BRIEF", "Briefness", "InlineRuns"]
@@ -54,7 +56,7 @@ class Briefness:
 
 
 class _Run:
-    __slots__ = ("began", "briefness", "relief", "relieved", "thread")
+    __slots__ = ("began", "briefness", "ended", "relief", "relieved", "thread")
 
     def __init__(self, thread: int, briefness: Briefness, began: float) -> None:
         self.thread = thread
@@ -62,6 +64,7 @@ class _Run:
         self.began = began
         self.relief: threading.Event | None = None  # set once the relief under way is done
         self.relieved = False  # the thread receives no more
+        self.ended: threading.Event | None = None  # for the worker whose place a relieved run takes
 
 
 class InlineRuns:
@@ -72,9 +75,10 @@ class InlineRuns:
     has an entry of its own.
     """
 
-    def __init__(self, transport: Transport, timers: Timers) -> None:
+    def __init__(self, transport: Transport, timers: Timers, workers: Pool) -> None:
         self.possible = transport.relieves
         self._transport = transport
+        self._workers = workers
         self._timers = timers
         self._timer = timers.timer(self._watch)
         self._lock = threading.Lock()
@@ -95,9 +99,11 @@ class InlineRuns:
         finally:
             with self._lock:
                 del self._runs[run.thread]
-                relief = run.relief
+                relief, ended = run.relief, run.ended
                 if self._draining:
                     self._ended.notify_all()
+            if ended is not None:
+                ended.set()
             if relief is not None:
                 relief.wait()
 
@@ -138,4 +144,15 @@ class InlineRuns:
         finally:
             with self._lock:
                 run.relieved, run.relief = relieved, None
+                if relieved and self._runs.get(run.thread) is run:
+                    run.ended = threading.Event()
             relief.set()
+        if run.ended is not None:
+            self._workers.submit(_wait_for(run.ended))
+
+
+def _wait_for(ended: threading.Event) -> Callable[[], None]:
+    def wait() -> None:
+        ended.wait()
+
+    return wait

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from dse.core.transport import Address, Transport
 from dse.errors import TransportError
@@ -27,12 +27,18 @@ class Listeners:
 
     def add(self, address: Address) -> bool:
         """Listen now (True), or as soon as the connection is back (False)."""
+        return self.add_all([address])
+
+    def add_all(self, addresses: Sequence[Address]) -> bool:
+        """The same for several addresses at once."""
         try:
-            self._transport.listen(address)
+            self._transport.listen_all(addresses)
         except TransportError as error:
-            _log.info("listening on %s waits for the connection: %s", address.name, error)
+            names = ", ".join(address.name for address in addresses[:3])
+            more = f" and {len(addresses) - 3} more" if len(addresses) > 3 else ""
+            _log.info("listening on %s%s waits for the connection: %s", names, more, error)
             with self._lock:
-                self._missing.add(address)
+                self._missing.update(addresses)
             return False
         return True
 
@@ -49,8 +55,8 @@ class Listeners:
         """The connection is back: listen to what could not be listened to before."""
         with self._lock:
             missing, self._missing = self._missing, set()
-        for address in sorted_addresses(missing):
-            self.add(address)
+        if missing:
+            self.add_all(sorted_addresses(missing))
 
 
 def sorted_addresses(addresses: Iterable[Address]) -> list[Address]:

@@ -86,7 +86,7 @@ def set_call_context(context: CallContext | None) -> contextvars.Token[CallConte
     return _context.set(context)
 
 
-_Shape = tuple[tuple[str, ...], msgspec.msgpack.Decoder[Any], MethodInfo]
+_Shape = tuple[tuple[str, ...], msgspec.msgpack.Decoder[Any], MethodInfo, Briefness]
 _shapes: weakref.WeakKeyDictionary[Callable[..., Any], _Shape] = weakref.WeakKeyDictionary()
 
 
@@ -98,7 +98,6 @@ class Method:
         self.owner = owner
         self.function = function
         self.is_async = inspect.iscoroutinefunction(function)
-        self.briefness = Briefness()
         # One class may have many instances: what its methods are is found out once.
         shape = _shapes.get(getattr(function, "__func__", function))
         if shape is None:
@@ -108,9 +107,9 @@ class Method:
                 doc=inspect.getdoc(function) or "",
                 idempotent=bool(getattr(function, "__dse_rpc__", False)),
             )
-            shape = (tuple(signature.parameters), self._make_decoder(signature), info)
+            shape = (tuple(signature.parameters), self._make_decoder(signature), info, Briefness())
             _shapes[getattr(function, "__func__", function)] = shape
-        self._parameters, self._decoder, self.info = shape
+        self._parameters, self._decoder, self.info, self.briefness = shape
 
     def bind(self, args: msgspec.Raw) -> dict[str, Any]:
         """Decode and check encoded arguments; raise `InvalidArguments` that says which does not fit."""

@@ -113,6 +113,7 @@ class Node:
                 raise DseError(f"node {self.node_id!r} did not hear itself on the bus within {JOIN_PATIENCE:g} s")
             for service in list(self._services.values()):
                 self._start_service(service)
+            runtime.wait_offered()
             self._raise_clash()
         except BaseException:
             self.stop()
@@ -162,7 +163,7 @@ class Node:
         self._admit(service)
         if self._runtime is not None and not self._runtime.closing:
             try:
-                self._start_service(service)
+                self._start_service(service).wait_offered()
             except BaseException:
                 with self._lock:
                     if self._services.get(service.service_id) is service:
@@ -378,7 +379,7 @@ class Node:
                 raise ServiceExists(f"the service {service.service_id!r} runs on another node")
             self._services[service.service_id] = service
 
-    def _start_service(self, service: DataService) -> None:
+    def _start_service(self, service: DataService) -> Runtime:
         runtime = self.runtime
         host = _Host(self, runtime, service)
         host.start()
@@ -392,6 +393,7 @@ class Node:
             host.stop(time.monotonic() + 1.0)
             raise DseError(f"node {self.node_id!r} was stopped")
         runtime.offer(service.service_id)
+        return runtime
 
     def _service_names(self) -> str:
         return ", ".join(sorted(self._services)) or "none"

@@ -640,7 +640,7 @@ class RpcServer:
             self._refuse(request, "NoSuchMethod", f"{owner} has no method {request.method!r}; it has: {known}")
             return
         key = (request.instance, request.id)
-        if inline and method.briefness.proved and not request.anycast and not method.is_async:
+        if inline and method.briefness.proved and self._pool.has_room and not (request.anycast or method.is_async):
             if request.id:
                 self._active.add(key)
             self._inline.run(lambda: self._run(request, method, deadline), method.briefness)

@@ -72,6 +72,8 @@ _LARGEST_CHANGE = 4 << 20
 _OVERHEAD = 1024  # bytes of a frame around an encoded change
 UNLISTEN_PATIENCE = 1.0
 """Seconds that a stopping node gives the broker to take its services off their addresses; closing does it anyway."""
+OFFER_PATIENCE = 60.0
+"""Seconds after which a start gives up on a broker that does not answer."""
 _LOG_EVERY = 60.0  # seconds between two log lines about bad frames
 
 
@@ -87,6 +89,8 @@ class Runtime:
         self.joined = False
         self.retired = False  # the catalogue is empty from now on
         self._bad_logged = -_LOG_EVERY
+        self._offers: list[str] = []  # services that run and are not offered yet
+        self._offers_lock = threading.Lock()  # protects _offers
         self.instance = f"{node.node_id}/{engine.unique()}"
         self.timers, self.pool, self.workers, self.loop = engine.timers, engine.pool, engine.workers, engine.loop
         self.control = engine.queue()
@@ -113,7 +117,7 @@ class Runtime:
             self.wire, self.timers, self.control, sizes, engine.unique, self._subscribers_changed
         )
         self.hub = ReplicaHub(self.wire, self.listeners, self.timers, self.control, self._publishers_of)
-        inline = InlineRuns(self.transport, self.timers)
+        inline = InlineRuns(self.transport, self.timers, self.workers)
         self._inline = inline.possible
         self.client = RpcClient(
             node.node_id,
@@ -174,9 +178,32 @@ class Runtime:
         self.engine.linger(_LINGER)
 
     def offer(self, service_id: str) -> None:
-        """A service runs: it can be called, and everybody is told."""
-        self.listeners.add(service_address(service_id))
-        self.listeners.add(broadcast_address(service_id))
+        """A service runs: soon it can be called, and everybody is told, of several at once where they come fast."""
+        with self._offers_lock:
+            self._offers.append(service_id)
+            first = len(self._offers) == 1
+        if first:
+            self.control.put(self._offer)
+
+    def wait_offered(self) -> None:
+        """Wait until what was offered so far can be called; raise `TimeoutError` when the broker holds that up."""
+        self.control.run(lambda: None, timeout=OFFER_PATIENCE)
+
+    def _offer(self) -> None:
+        with self._offers_lock:
+            offers, self._offers = self._offers, []
+        hosts = self.node.hosts
+        addresses = [
+            address(service_id)
+            for service_id in offers
+            if service_id in hosts
+            for address in (service_address, broadcast_address)
+        ]
+        if addresses:
+            self.listeners.add_all(addresses)
+        for service_id in offers:
+            if service_id not in self.node.hosts:
+                self._unlisten_service(service_id)  # withdrawn meanwhile, perhaps before it was listened to
         self.announce()
         self.hub.published()
 

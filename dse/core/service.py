@@ -177,7 +177,8 @@ class _Host:
         try:
             for table in service.published_tables.values():
                 self.runtime.publisher.add(table)
-            self.callbacks.run(lambda: self._invoke(service.on_start), timeout=60.0)
+            if type(service).on_start is not DataService.on_start or "on_start" in vars(service):
+                self.callbacks.run(lambda: self._invoke(service.on_start), timeout=60.0)
             with self._lock:
                 early, self._early = self._early or [], None
                 for job in early:

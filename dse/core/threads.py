@@ -9,7 +9,6 @@ import logging
 import random
 import threading
 import time
-import uuid
 from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
@@ -45,6 +44,11 @@ class Pool:
     def waiting(self) -> int:
         """Jobs that no thread has begun."""
         return len(self._jobs)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a job would begin at once; read without the lock, so it may be just wrong."""
+        return not self._jobs and len(self._threads) - len(self._idle) < self._limit
 
     def submit(self, job: Callable[[], None]) -> bool:
         """Run the job on a thread of the pool; return False once the pool is closed."""
@@ -318,8 +322,8 @@ class Engine:
         return SerialQueue(self.pool)
 
     def unique(self) -> str:
-        """Return a name that nobody else has."""
-        return uuid.uuid4().hex
+        """Return a name that nobody else has: 128 random bits, from a generator that the system seeded."""
+        return f"{self.random.getrandbits(128):032x}"
 
     def linger(self, seconds: float) -> None:
         """Give the other threads time."""

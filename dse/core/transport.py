@@ -9,6 +9,7 @@ which has what all such drivers share: the listener registry, reconnection with 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import ClassVar, Protocol
@@ -138,6 +139,11 @@ class Transport(ABC):
         Raises `FrameTooLarge` before anything is sent when the frame is over `capabilities.max_frame`, and
         `TransportUnavailable`, in bounded time, when it cannot be sent now.
         """
+
+    def listen_all(self, addresses: Sequence[Address]) -> None:
+        """Like `listen` for each; a driver may ask its broker once. When it raises, any of them may be listened on."""
+        for address in addresses:
+            self.listen(address)
 
     # What a driver may do besides, so that fewer messages are handed from thread to thread
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import os
 import random
 import socket
@@ -43,6 +44,8 @@ _log = logging.getLogger("dse.transport")
 _EXCHANGE = "amq.direct"
 _CHANNEL = 1  # where the node queue is consumed; on the other connection, where everything is published
 _UNUSED_QUEUE_TTL = 30_000  # milliseconds an ANYCAST queue may wait for its first consumer
+_SIDE_BY_SIDE = 4  # channels on which many shared queues are declared at a time
+_SHARE_AT_ONCE = 20  # queues, at least, that are worth a channel of their own
 _MOST_CHANNELS = 1000  # RabbitMQ's default limit is 2047 a connection
 _ROUTES = 4096  # addresses remembered that were sent to
 _GOODBYE = 1.0  # seconds a broker gets to answer a logout
@@ -244,23 +247,33 @@ class _RabbitSession(Session):
         Between declaring a queue and consuming it, its last consumer elsewhere may leave and the queue with it. The
         broker then closes the channel, so each attempt is made on a channel without other consumers.
         """
-        if len(names) > 1:
-            channel = self._channel(connection)
-            try:
-                self._share_on(channel, names)
-                return
-            except amqp.NotFound:
-                if channel in self._consumers.values():
-                    raise
-        for name in names:
+        for name in self._share_many(names, connection) if len(names) > 1 else names:
             while True:
                 channel = self._channel(connection)
                 try:
-                    self._share_on(channel, [name])
+                    self._share_on(channel, [name], last=True)
                     break
                 except amqp.NotFound:
                     if channel in self._consumers.values():
                         raise  # other consumers are gone with it: the whole session must be restored
+
+    def _share_many(self, names: list[str], connection: Any) -> list[str]:
+        """Consume many shared queues, on a few channels side by side; return those that were lost on the way."""
+        size = max(_SHARE_AT_ONCE, math.ceil(len(names) / _SIDE_BY_SIDE))
+        parts = [(self._channel(connection), names[at : at + size]) for at in range(0, len(names), size)]
+        for channel, part in parts:
+            self._share_on(channel, part[:-1], last=False)
+        lost: list[str] = []
+        for channel, part in parts:
+            try:
+                self._share_on(channel, part[-1:], last=True)
+            except amqp.NotFound:
+                if any(channel is known for name, known in self._consumers.items() if name.decode() not in part):
+                    raise
+                for name in part:
+                    self._consumers.pop(name.encode(), None)
+                lost += part
+        return lost
 
     def _channel(self, connection: Any) -> Any:
         """Return a new channel, or beyond `_MOST_CHANNELS` the one with the latest consumer."""
@@ -268,7 +281,8 @@ class _RabbitSession(Session):
             return connection.channel()
         return next(reversed(self._consumers.values()))
 
-    def _share_on(self, channel: Any, names: list[str]) -> None:
+    def _share_on(self, channel: Any, names: list[str], *, last: bool) -> None:
+        """Consume shared queues; with `last` wait until that, and all before it on the channel, is done."""
         for name in names:
             channel.queue_declare(
                 name,
@@ -278,7 +292,7 @@ class _RabbitSession(Session):
                 arguments={"x-expires": _UNUSED_QUEUE_TTL},
                 nowait=True,
             )
-            channel.basic_consume(name, consumer_tag=name, no_ack=True, nowait=name is not names[-1])
+            channel.basic_consume(name, consumer_tag=name, no_ack=True, nowait=not last)
         for name in names:
             self._consumers[name.encode()] = channel
 
