@@ -342,7 +342,7 @@ def decode_change(body: msgspec.Raw) -> ChangeMessage:
         raise BadFrame(str(error)) from None
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=512)
 def instance_address(instance: str) -> Address:
     """Where one node, in this life, is reached."""
     return Address(Delivery.DIRECT, f"node/{instance}")
@@ -358,7 +358,7 @@ def broadcast_address(service_id: str) -> Address:
     return Address(Delivery.FANOUT, f"service/{service_id}")
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=512)
 def table_address(instance: str, service_id: str, table: str) -> Address:
     """Where the changes of the table that one node publishes are heard."""
     return Address(Delivery.FANOUT, f"table/{instance}/{service_id}/{table}")

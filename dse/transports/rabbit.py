@@ -47,7 +47,7 @@ _UNUSED_QUEUE_TTL = 30_000  # milliseconds an ANYCAST queue may wait for its fir
 _SIDE_BY_SIDE = 4  # channels on which many shared queues are declared at a time
 _SHARE_AT_ONCE = 20  # queues, at least, that are worth a channel of their own
 _MOST_CHANNELS = 1000  # RabbitMQ's default limit is 2047 a connection
-_ROUTES = 4096  # addresses remembered that were sent to
+_ROUTES = 512  # addresses remembered that were sent to
 _GOODBYE = 1.0  # seconds a broker gets to answer a logout
 _HANDLER_TIMEOUT = 5.0  # seconds a handler of a lost session may go on before it is left behind
 

@@ -34,7 +34,7 @@ from dse.transports._redis_wire import Endpoint, unavailable
 
 __all__ = ["RedisTransport"]
 
-_MAX_NAMES = 4096  # wire names remembered
+_MAX_NAMES = 512  # wire names remembered
 _CLOSE_TIMEOUT = 1.0  # for the server to carry out the last commands
 _JOIN_TIMEOUT = 10.0  # for a handler that blocks
 _PORT = 6379
