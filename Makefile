@@ -11,7 +11,7 @@ RUNS   ?= 500
 PYTEST  = $(BIN)/python -m pytest -n 4 --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fake scenarios soak faults simulate scale large lint types format brokers clean
+.PHONY: help demo test test-fake scenarios soak faults simulate scale large bench lint types format brokers clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,6 +53,13 @@ simulate: $(VENV)/.dev ## 10,000 random histories of simulated buses with every 
 
 scale: $(VENV)/.dev ## 10 to 10,000 simulated nodes, some minutes; the figures and plots go into docs/scale.md
 	$(BIN)/python benchmarks/scale.py $(ARGS)
+
+build/bench/.peers: tools/peers $(VENV)/.dev
+	@mkdir -p build/bench && tools/peers $(BIN)/python build/bench
+	@touch $@
+
+bench: $(VENV)/.dev brokers build/bench/.peers ## DSE beside its peers and the floors, half an hour; docs/performance
+	cd benchmarks && $(abspath $(BIN))/python -m compare --environments ../build/bench --into ../docs/performance $(ARGS)
 
 lint: $(VENV)/.dev ## ruff
 	$(BIN)/ruff check .

@@ -1,0 +1,236 @@
+"""What tables cost: changes, replacements, first syncs, memory, idle nodes, many services; and the floors beside them.
+
+dse_tables.py OPERATIONS URL NAME     (publish, follow, alone, idle, floor_send, many)
+"""
+
+from __future__ import annotations
+
+import gc
+import socket
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from worker import ARGS, obey, resident
+
+from dse import DataService, Node, ReplicaState, Table, rpc
+
+MILLION = 1_000_000
+
+
+def rows(count: int) -> set[tuple[Any, ...]]:
+    """Return so many rows of four columns."""
+    return {(number, f"name-{number}", number * 7, number % 2 == 0) for number in range(count)}
+
+
+class Big(DataService):
+    """A table."""
+
+    items = Table("id", "name", "size", "flag")
+    small = Table("id", "name", "size", "flag")
+
+
+def median(job: Callable[[], object], times: int) -> float:
+    """Return the seconds that a job takes, in the middle of so many times."""
+    took = []
+    for _ in range(times):
+        began = time.perf_counter()
+        job()
+        took.append(time.perf_counter() - began)
+    return statistics.median(took)
+
+
+def alone(url: str, bus: str) -> None:
+    """Tables of a started node that nobody follows."""
+    service = Big("big")
+    with Node(url, bus=bus, services=[service]):
+        fresh = iter(range(2 * MILLION, 1 << 60))
+
+        def change(table: Any, size: int) -> Callable[[], object]:
+            def job() -> object:
+                return table.apply([(next(fresh), "new", 1, False) for _ in range(size)])
+
+            return job
+
+        def by_table_size(rounds: int) -> dict[str, list[float]]:
+            """Ten new rows in a table of a thousand rows and in one of a million, in turns."""
+            service.small.replace(rows(1000))
+            service.items.replace(rows(MILLION))
+            took: dict[str, list[float]] = {"1000": [], "1000000": []}
+            for _ in range(rounds):
+                took["1000"].append(median(change(service.small, 10), 100))
+                took["1000000"].append(median(change(service.items, 10), 100))
+                service.small.replace(rows(1000))
+            return took
+
+        def by_change_size() -> dict[str, float]:
+            service.small.replace(rows(1000))
+            return {str(size): median(change(service.small, size), 60) for size in (1, 10, 100, 1000)}
+
+        def replace(rounds: int) -> dict[str, list[float]]:
+            """One row changed among a million, and one set difference of the same rows, in turns."""
+            service.items.replace(rows(MILLION))
+            wanted, known = rows(MILLION), rows(MILLION)
+            took: dict[str, list[float]] = {"replace": [], "difference": []}
+            for number in range(rounds):
+                row = next(iter(wanted))
+                wanted.remove(row)
+                wanted.add((row[0], f"changed-{number}", row[2], row[3]))
+                took["difference"].append(median(lambda: wanted - known, 1))
+                took["replace"].append(median(lambda: service.items.replace(wanted), 1))
+                took["difference"].append(median(lambda: wanted - known, 1))
+            return took
+
+        obey(by_table_size=by_table_size, by_change_size=by_change_size, replace=replace)
+
+
+def publish(url: str, bus: str) -> None:
+    """Publish a million rows."""
+    service = Big("big")
+    with Node(url, bus=bus, services=[service]):
+        service.items.replace(rows(MILLION))
+        obey()
+
+
+def follow(url: str, bus: str) -> None:
+    """Follow the million rows again and again."""
+    reader = DataService("reader")
+    with Node(url, bus=bus, services=[reader]) as node:
+        node.wait_for("big", 10)
+
+        def sync() -> float:
+            gc.collect()
+            began = time.perf_counter()
+            replica = reader.subscribe("big", "items")
+            replica.wait(ReplicaState.LIVE, 120)
+            took = time.perf_counter() - began
+            assert len(replica) == MILLION
+            reader.unsubscribe(replica)
+            return took
+
+        def memory() -> int:
+            gc.collect()
+            before = resident()
+            replica = reader.subscribe("big", "items")
+            replica.wait(ReplicaState.LIVE, 120)
+            gc.collect()
+            return resident() - before
+
+        obey(sync=sync, memory=memory)
+
+
+def floor_send(_url: str, _bus: str) -> None:
+    """Send a million rows through a raw socket, packed."""
+    listed = list(rows(MILLION))
+
+    def send(port: int) -> bool:
+        encode = msgspec.msgpack.Encoder().encode
+        with socket.create_connection(("127.0.0.1", port)) as sock:
+            for at in range(0, MILLION, 4000):
+                packed = encode(listed[at : at + 4000])
+                sock.sendall(len(packed).to_bytes(4, "big") + packed)
+        return True
+
+    obey(send=send)
+
+
+def floor_receive(_url: str, _bus: str) -> None:
+    """Receive a million rows through a raw socket, decode them and build the set."""
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def receive() -> float:
+        gc.collect()
+        began = time.perf_counter()
+        sock, _ = server.accept()
+        decode = msgspec.msgpack.Decoder(list[tuple[Any, ...]]).decode
+        copy: set[Any] = set()
+        with sock, sock.makefile("rb", 1 << 20) as file:
+            while header := file.read(4):
+                copy.update(decode(file.read(int.from_bytes(header, "big"))))
+        assert len(copy) == MILLION
+        return time.perf_counter() - began
+
+    def memory() -> int:
+        gc.collect()
+        before = resident()
+        kept = rows(MILLION)
+        gc.collect()
+        grown = resident() - before
+        assert len(kept) == MILLION
+        return grown
+
+    obey(port=lambda: server.getsockname()[1], receive=receive, memory=memory)
+
+
+def idle(url: str, bus: str) -> None:
+    """A node with a hundred tables, all followed by another node, on which nothing happens."""
+    tables = {f"t{number}": Table("a", "b") for number in range(100)}
+    service = type("Hundred", (DataService,), tables)("hundred")
+    reader = DataService("reader")
+    with Node(url, bus=bus, services=[service]):
+
+        def rest(seconds: float) -> float:
+            """Return the share of one core that the node's process uses."""
+            cpu, began = time.process_time(), time.monotonic()
+            time.sleep(seconds)
+            return (time.process_time() - cpu) / (time.monotonic() - began)
+
+        obey(rest=rest)
+    del reader
+
+
+def idle_reader(url: str, bus: str) -> None:
+    """Follow the hundred tables."""
+    reader = DataService("reader")
+    with Node(url, bus=bus, services=[reader]) as node:
+        node.wait_for("hundred", 10)
+        for number in range(100):
+            reader.subscribe("hundred", f"t{number}").wait(ReplicaState.LIVE, 30)
+        obey()
+
+
+class Offer(DataService):
+    """One of many services on a node."""
+
+    first = Table("a", "b")
+    second = Table("a", "b")
+
+    @rpc
+    def echo(self, pid: int, name: str, flag: bool) -> int:
+        """Return the pid."""
+        return pid
+
+
+def many(url: str, bus: str, count: int = 500) -> None:
+    """Host so many services with two tables each."""
+    node = Node(url, bus=bus, services=[Offer(f"offer{number}") for number in range(count)])
+    began = time.perf_counter()
+    node.start()
+    took = time.perf_counter() - began
+    obey(started=lambda: took)
+
+
+def many_caller(url: str, bus: str, count: int = 500) -> None:
+    """Call them in turn; on the in-process driver, host them too."""
+    took = 0.0
+    if url.startswith("fake"):
+        host = Node(url, bus=bus, services=[Offer(f"offer{number}") for number in range(count)])
+        began = time.perf_counter()
+        host.start()
+        took = time.perf_counter() - began
+    with Node(url, bus=bus) as node:
+        node.wait_for(f"offer{count - 1}", 10)
+
+        def calls(times: int) -> float:
+            numbers = iter(range(times))
+            return median(lambda: node.call(f"offer{next(numbers) * 7 % count}", "echo", ARGS), times)
+
+        obey(calls=calls, started=lambda: took)
+
+
+if __name__ == "__main__":
+    role, url, name = sys.argv[1:4]
+    globals()[role](url, name, *map(int, sys.argv[4:]))
