@@ -42,6 +42,7 @@ SETTLE = 60.0  # seconds until a quiet phase must have become quiet
 # Else the C library gives each new thread a heap of its own, 16 on two processors; they take many minutes to find their
 # sizes, and hide a leak of that size.
 os.environ["MALLOC_ARENA_MAX"] = "1"
+os.environ["PYTHONMALLOC"] = "malloc"  # so that the C library's count of what is in use counts Python's objects too
 _SPAWN = multiprocessing.get_context("spawn")
 
 _RABBIT_COUNTS = (
@@ -262,7 +263,7 @@ class Soak:
 
 
 def _levels(held: dict[str, Any]) -> dict[str, Any]:
-    return {name: held[name] for name in held if name not in ("rss", "objects", "memory", "knows")}
+    return {name: held[name] for name in held if name not in ("rss", "in_use", "objects", "memory", "knows")}
 
 
 def _fake(seconds: float, rounds: int, trace: bool, pipe: Connection) -> None:
