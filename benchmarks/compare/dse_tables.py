@@ -165,11 +165,10 @@ def floor_receive(_url: str, _bus: str) -> None:
     obey(port=lambda: server.getsockname()[1], receive=receive, memory=memory)
 
 
-def idle(url: str, bus: str) -> None:
-    """A node with a hundred tables, all followed by another node, on which nothing happens."""
-    tables = {f"t{number}": Table("a", "b") for number in range(100)}
-    service = type("Hundred", (DataService,), tables)("hundred")
-    reader = DataService("reader")
+def idle(url: str, bus: str, count: int) -> None:
+    """A node with so many tables, all followed by another node, on which nothing happens."""
+    tables = {f"t{number}": Table("a", "b") for number in range(count)}
+    service = type("Many", (DataService,), tables)("many")
     with Node(url, bus=bus, services=[service]):
 
         def rest(seconds: float) -> float:
@@ -179,16 +178,16 @@ def idle(url: str, bus: str) -> None:
             return (time.process_time() - cpu) / (time.monotonic() - began)
 
         obey(rest=rest)
-    del reader
 
 
-def idle_reader(url: str, bus: str) -> None:
-    """Follow the hundred tables."""
+def idle_reader(url: str, bus: str, count: int) -> None:
+    """Follow the tables."""
     reader = DataService("reader")
     with Node(url, bus=bus, services=[reader]) as node:
-        node.wait_for("hundred", 10)
-        for number in range(100):
-            reader.subscribe("hundred", f"t{number}").wait(ReplicaState.LIVE, 30)
+        node.wait_for("many", 10)
+        replicas = [reader.subscribe("many", f"t{number}") for number in range(count)]
+        for replica in replicas:
+            replica.wait(ReplicaState.LIVE, 30)
         obey()
 
 

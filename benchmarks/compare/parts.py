@@ -216,14 +216,21 @@ def sync(bench: Bench) -> None:
 
 
 def idle(bench: Bench) -> None:
-    """What a node with a hundred tables costs while nothing happens, followed by another one."""
-    shares: dict[str, float] = {}
-    for broker in ("redis", "rabbit"):
-        bus, url = _name(), bench.urls[broker]
-        with _ended([bench.worker("dse_tables", "idle", url, bus)]) as workers:
-            workers.append(bench.worker("dse_tables", "idle_reader", url, bus))
-            time.sleep(20.0 * min(1.0, bench.scale))  # tips are announced at growing intervals
-            shares[broker] = workers[0].ask("rest", seconds=max(5.0, 30.0 * bench.scale))
+    """What nodes with 1, 100 and 1,000 tables cost while nothing happens, each followed by another one."""
+    shares: dict[str, dict[str, float]] = {}
+    with _ended([]) as workers:
+        idlers = []
+        for broker in ("redis", "rabbit"):
+            for tables in (1, 100, 1000):
+                bus, url = _name(), bench.urls[broker]
+                workers.append(idler := bench.worker("dse_tables", "idle", url, bus, tables))
+                workers.append(bench.worker("dse_tables", "idle_reader", url, bus, tables))
+                idlers.append((broker, str(tables), idler))
+        time.sleep(20.0 * min(1.0, bench.scale))  # tips are announced at growing intervals
+        for _, _, idler in idlers:
+            idler.tell("rest", seconds=max(5.0, 60.0 * bench.scale))
+        for broker, tables, idler in idlers:
+            shares.setdefault(broker, {})[tables] = idler.hear()
     bench.results["idle"] = shares
 
 

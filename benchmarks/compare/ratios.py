@@ -128,7 +128,7 @@ RATIOS = [
         Ratio(
             f"idle node with 100 tables, {broker}: percent of a core",
             "idle",
-            lambda idle, broker=broker: float(idle[broker] * 100),  # type: ignore[misc]
+            lambda idle, broker=broker: float(idle[broker]["100"] * 100),  # type: ignore[misc]
             most=0.3,
         )
         for broker in ("redis", "rabbit")

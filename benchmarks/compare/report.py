@@ -69,6 +69,12 @@ def _pages(results: dict[str, Any]) -> list[str]:
             for k, v in sync.items()
         ]
         pages.append("\n".join(lines))
+    if idle := results.get("idle"):
+        lines = ["## Idle nodes", "", "Percent of one core, by the number of tables that another node follows.", ""]
+        lines += ["| | 1 | 100 | 1,000 |", "| --- | --- | --- | --- |"]
+        for name, got in idle.items():
+            lines.append(f"| {name} | " + " | ".join(f"{got[n] * 100:.2f}" for n in ("1", "100", "1000")) + " |")
+        pages.append("\n".join(lines))
     if services := results.get("services"):
         lines = ["## 500 services, 1,000 tables", "", "| | start s | call us, one service | call us, 500 |"]
         lines += ["| --- | --- | --- | --- |"]
@@ -100,6 +106,20 @@ def _plot(folder: Path, results: dict[str, Any]) -> None:
         figure.savefig(folder / f"{name}.png", dpi=100)
         pyplot.close(figure)
 
+    def curves(name: str, title: str, figures: dict[str, dict[str, float]], what: str, unit: str) -> None:
+        figure, axes = pyplot.subplots(figsize=(8, 4))
+        for who, got in figures.items():
+            axes.plot([int(number) for number in got], list(got.values()), "o-" if "DSE" in who else "s--", label=who)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xlabel(what)
+        axes.set_ylabel(unit)
+        axes.set_title(title)
+        axes.legend()
+        figure.tight_layout()
+        figure.savefig(folder / f"{name}.png", dpi=100)
+        pyplot.close(figure)
+
     if rpc := results.get("rpc"):
         bars(
             "rpc", "RPC, one at a time: median", {who: got["median"] * 1e6 for who, got in rpc.items()}, "microseconds"
@@ -109,3 +129,7 @@ def _plot(folder: Path, results: dict[str, Any]) -> None:
     if fanout := results.get("fanout"):
         rates = {who: got.get("8", 0.0) for who, got in fanout.items()}
         bars("fanout", "Messages of 10 rows to 8 receivers", rates, "messages a second to all")
+        curves("subscribers", "Messages of 10 rows, by receivers", fanout, "receivers", "messages a second to all")
+    if changes := results.get("changes"):
+        took = {size: seconds * 1e6 for size, seconds in changes["by size"].items()}
+        curves("changes", "A change, by its rows", {"DSE": took}, "rows", "microseconds for the publisher")

@@ -11,6 +11,7 @@ An *instance* is the unique name of one life of a node, and the name of the DIRE
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -26,6 +27,7 @@ __all__ = [
     "CatalogueRequest",
     "CatchUp",
     "ChangeMessage",
+    "Changes",
     "Clash",
     "Failure",
     "ForeignVersion",
@@ -51,6 +53,7 @@ __all__ = [
     "decode_change",
     "encode",
     "encode_body",
+    "encode_changes",
     "frame_of",
     "instance_address",
     "service_address",
@@ -58,7 +61,7 @@ __all__ = [
 ]
 
 MAJOR = 1
-MINOR = 0
+MINOR = 1
 _VERSION = bytes((MAJOR, MINOR))
 
 Scalar = None | bool | int | float | str | bytes
@@ -189,13 +192,15 @@ class SyncRequest(Struct, array_like=True, tag=20, frozen=True):
     seq: int = 0
 
 
-class ChangeMessage(Struct, array_like=True, tag=21, frozen=True):
-    """Change number `seq` of the table's life `epoch`."""
+class ChangeMessage(Struct, array_like=True, tag=21, frozen=True, gc=False):
+    """Change number `seq` of the table's life `epoch`. `plus` and `minus` are the digests of what came and went."""
 
     epoch: Name
     seq: int
     added: frozenset[Row]
     removed: frozenset[Row]
+    plus: int | None = None
+    minus: int | None = None
 
 
 class CatchUp(Struct, array_like=True, tag=22, frozen=True):
@@ -269,6 +274,12 @@ class Renew(Struct, array_like=True, tag=29, frozen=True):
     subscriptions: list[tuple[Name, Name, Name, int]]
 
 
+class Changes(Struct, array_like=True, tag=30, frozen=True):
+    """Changes of one table that follow on each other, published faster than they could be sent one by one."""
+
+    changes: list[ChangeMessage]
+
+
 Message = (
     Heartbeat
     | Leave
@@ -291,6 +302,7 @@ Message = (
     | NoTable
     | Unsubscribe
     | Renew
+    | Changes
 )
 
 _encoder = msgspec.msgpack.Encoder()
@@ -309,6 +321,11 @@ class ForeignVersion(BadFrame):
 def encode_body(message: Message) -> bytes:
     """Encode a message without the version; raises what msgspec raises for a value that cannot be encoded."""
     return _encoder.encode(message)
+
+
+def encode_changes(bodies: Sequence[bytes]) -> bytes:
+    """Encode `Changes` from changes that are encoded already."""
+    return _encoder.encode((Changes.__struct_config__.tag, [msgspec.Raw(body) for body in bodies]))
 
 
 def frame_of(body: bytes) -> bytes:

@@ -20,6 +20,8 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import chain
+from typing import NamedTuple
 
 from dse.core import rows as row_rules
 from dse.core.effects import Effect, Listen, Send, Unlisten
@@ -57,8 +59,7 @@ class ReplicaState(StrEnum):
     STALE = "STALE"
 
 
-@dataclass(slots=True, frozen=True)
-class Delta:
+class Delta(NamedTuple):
     """What one step did to the rows, and the version it led to."""
 
     added: frozenset[Row]
@@ -189,9 +190,29 @@ class ReplicaMachine:
         delta = self._apply(change)
         return ([delta], []) if delta else ([], self._ask(now, from_scratch=True))
 
+    def changes(self, now: float, changes: Sequence[ChangeMessage]) -> tuple[list[Delta], list[Effect]]:
+        """Changes heard on the publisher's table address, in their order."""
+        deltas: list[Delta] = []
+        effects: list[Effect] = []
+        following = zip(changes, range(self.seq + 1, self.seq + 1 + len(changes)), strict=True)
+        if self._follows and all(change.epoch == self.epoch and change.seq == seq for change, seq in following):
+            # As nearly always: what can be is done once for all.
+            rows = list(chain.from_iterable(chain.from_iterable((c.added, c.removed) for c in changes)))
+            if row_rules.check_received(rows, len(self.columns)):
+                return [self._apply_checked(change) for change in changes], []
+        for change in changes:
+            more, asks = self.change(now, change)
+            deltas += more
+            effects += asks
+        return deltas, effects
+
+    @property
+    def _follows(self) -> bool:
+        return self.publisher is not None and self._listening and not self._asking and self._loading is None
+
     def tip(self, now: float, tip: Tip) -> list[Effect]:
         """Where the publisher stands."""
-        if self.publisher is None or not self._listening or self._asking or self._loading is not None:
+        if not self._follows:
             return []
         if tip.epoch != self.epoch or tip.seq > self.seq:
             return self._ask(now)
@@ -203,7 +224,8 @@ class ReplicaMachine:
         """The changes that were missing."""
         if not self._asking or message.request != self.request or message.epoch != self.epoch:
             return [], []
-        self.columns = message.columns
+        if message.columns != self.columns:
+            return [], self._ask(now, from_scratch=True)
         deltas: list[Delta] = []
         for body in message.changes:
             try:
@@ -291,21 +313,33 @@ class ReplicaMachine:
 
     def _apply(self, change: ChangeMessage) -> Delta | None:
         """Apply the next change; None when it cannot be one of a table like this."""
-        width = len(self.columns)
-        if not (row_rules.check_received(change.added, width) and row_rules.check_received(change.removed, width)):
+        if not row_rules.check_received([*change.added, *change.removed], len(self.columns)):
             return None
-        added, removed = change.added - self._rows, change.removed & self._rows
-        try:
-            plus = row_rules.digest(self.table, self.columns, added)
-            minus = row_rules.digest(self.table, self.columns, removed)
-        except RowError:
-            return None
-        self._replace_view()
-        self._rows -= removed
-        self._rows |= added
+        return self._apply_checked(change)
+
+    def _apply_checked(self, change: ChangeMessage) -> Delta:
+        if self._view is not None:
+            self._replace_view()
+        added, removed, rows = change.added, change.removed, self._rows
+        plus, minus = change.plus, change.minus
+        # Where all that came is new and all that went was there, as it should be, the digests are those it comes with.
+        if not rows.isdisjoint(added):
+            added, plus = added - rows, None
+        if removed and not rows >= removed:
+            removed, minus = removed & rows, None
+        rows -= removed
+        rows |= added
         self.seq = change.seq
+        plus = self._digest_of(added) if plus is None else plus
+        minus = self._digest_of(removed) if minus is None else minus
         self.digest = (self.digest + plus - minus) & DIGEST_MASK
-        return Delta(added, removed, self.version)
+        return Delta(added, removed, (self.epoch, change.seq))
+
+    def _digest_of(self, rows: frozenset[Row]) -> int:
+        try:
+            return row_rules.digest(self.table, self.columns, rows)
+        except RowError:
+            return -1  # not a digest: the next tip shows that something is wrong
 
     def _loaded(self, now: float) -> tuple[list[Delta], list[Effect]]:
         loading = self._loading

@@ -11,9 +11,8 @@ what was lost or applied twice; it is no defence against a liar.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterable, Set
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 from zlib import crc32
 
@@ -30,7 +29,10 @@ MAX_ROW = 1 << 20
 DIGEST_MASK = (1 << 64) - 1
 
 _SCALARS = frozenset({type(None), bool, int, float, str, bytes})
-_UNLIKE = frozenset({bool, float})  # equal to an int that is encoded differently
+_ALIKE = frozenset({type(None), int, str, bytes})  # encoded alike when equal
+_BOOLS = _ALIKE | {bool}
+_as_int = {False: 0, True: 1}.get  # by cell, with the cell itself as the default
+_AT_ONCE = 4096  # rows whose encodings are held at once
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -42,9 +44,12 @@ def read_rows(table: str, columns: tuple[str, ...], rows: Iterable[Any]) -> set[
     if isinstance(rows, set | frozenset):
         found: set[Any] = rows if isinstance(rows, set) else set(rows)
     else:
-        if isinstance(rows, str | bytes) or not isinstance(rows, Iterable):
+        if isinstance(rows, list | tuple):
+            listed: list[Any] | tuple[Any, ...] = rows
+        elif isinstance(rows, str | bytes) or not isinstance(rows, Iterable):
             raise RowError(f"{table}: rows are an iterable of tuples, not {type(rows).__name__}", row=rows)
-        listed = rows if isinstance(rows, list | tuple) else list(rows)
+        else:
+            listed = list(rows)
         try:
             found = set(listed)
         except TypeError:
@@ -72,45 +77,63 @@ def check_shape(table: str, columns: tuple[str, ...], rows: set[Any]) -> set[Row
     return checked
 
 
-def digest(table: str, columns: tuple[str, ...], rows: Iterable[Row]) -> int:
+def digest(table: str, columns: tuple[str, ...], rows: Collection[Row]) -> int:
     """Return the digest of rows; raise `RowError` for one with a cell that a table cannot hold."""
-    total = 0
-    for row in rows:
-        try:
-            for cell in row:
-                if type(cell) is not str and (type(cell) in _UNLIKE or type(cell) not in _SCALARS):
-                    row = _canonical(table, columns, row)
-                    break
-            encoded = _encode(row)
-        except (TypeError, OverflowError, UnicodeEncodeError):
-            _check_row(table, columns, row)
-            raise
-        if len(encoded) > MAX_ROW:
-            raise RowError(
-                f"{table}: a row of {len(encoded):,} encoded bytes is over the limit of {MAX_ROW:,}: {_short(row)}",
-                row=row,
-            )
-        total += crc32(encoded)
+    if len(rows) <= _AT_ONCE:
+        return _digest(table, columns, rows) & DIGEST_MASK if rows else 0
+    total, rest = 0, iter(rows)
+    while part := list(islice(rest, _AT_ONCE)):
+        total += _digest(table, columns, part)
     return total & DIGEST_MASK
+
+
+def _digest(table: str, columns: tuple[str, ...], rows: Collection[Row]) -> int:
+    # Every row of every change comes through here: loops are left to C.
+    cells = list(chain.from_iterable(rows))
+    kinds = set(map(type, cells))
+    try:
+        if kinds <= _ALIKE:
+            encoded = list(map(_encode, rows))
+        elif kinds <= _BOOLS:
+            numbers = map(_as_int, cells, cells)
+            encoded = list(map(_encode, zip(*[numbers] * len(columns), strict=True)))
+        else:
+            encoded = [_encode(_canonical(table, columns, row)) for row in rows]
+    except (TypeError, OverflowError, UnicodeEncodeError):
+        for row in rows:
+            _check_row(table, columns, row)
+        raise
+    if max(map(len, encoded)) > MAX_ROW:
+        row, size = max(zip(rows, map(len, encoded), strict=True), key=lambda each: each[1])
+        raise RowError(
+            f"{table}: a row of {size:,} encoded bytes is over the limit of {MAX_ROW:,}: {_short(row)}", row=row
+        )
+    return sum(map(crc32, encoded))
 
 
 def check_received(rows: Collection[Row], width: int) -> bool:
     """Say whether rows that a peer sent are rows of that width."""
-    return set(map(len, rows)) <= {width} and set(map(type, chain.from_iterable(rows))) <= _SCALARS
+    cells = list(chain.from_iterable(rows))
+    kinds = set(map(type, cells))
+    if not (set(map(len, rows)) <= {width} and kinds <= _SCALARS):
+        return False
+    return float not in kinds or not any(cell != cell for cell in cells)
 
 
 def _canonical(table: str, columns: tuple[str, ...], row: Row) -> Row:
-    cells = []
-    for column, cell in zip(columns, row, strict=True):
+    cells: list[Any] = []
+    for cell in row:
         kind = type(cell)
         if kind is float:
-            if math.isnan(cell):
+            if cell.is_integer():
+                cell = int(cell) if -(2**63) <= cell < 2**64 else cell
+            elif cell != cell:
+                column = columns[len(cells)]
                 raise RowError(f"{table}: column {column!r} is NaN in {_short(row)}", row=row, column=column)
-            cell = int(cell) if cell.is_integer() and -(2**63) <= cell < 2**64 else cell
         elif kind is bool:
             cell = int(cell)
         elif kind not in _SCALARS:
-            _refuse_cell(table, row, column, cell)
+            _refuse_cell(table, row, columns[len(cells)], cell)
         cells.append(cell)
     return tuple(cells)
 

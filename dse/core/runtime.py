@@ -26,6 +26,7 @@ from dse.core.messages import (
     CatalogueRequest,
     CatchUp,
     ChangeMessage,
+    Changes,
     Clash,
     Failure,
     ForeignVersion,
@@ -215,6 +216,7 @@ class Runtime:
 
     def announce(self) -> None:
         """What this node offers changed."""
+        self.publisher.release()  # who follows a table that is offered no more does not hear its last changes
         self.control_bus.announce()
 
     def _unlisten_all(self, hosts: list[_Host]) -> None:
@@ -340,6 +342,7 @@ class Runtime:
             Probe: lambda _, m: server.probed(m),
             UnknownCall: lambda _, m: client.unknown(m),
             ChangeMessage: hub.heard,
+            Changes: hub.heard,
             Tip: lambda a, m: hub.heard(a, m) if a.delivery is Delivery.FANOUT else hub.tipped(m),
             SyncRequest: lambda _, m: publisher.sync_requested(m),
             SnapshotCredit: lambda _, m: publisher.credited(m),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 import threading
 import time
 import uuid
@@ -15,10 +16,11 @@ from typing import TYPE_CHECKING, Any, Protocol, overload
 
 from dse.core.effects import Send
 from dse.core.info import identifier
-from dse.core.messages import ChangeMessage, Row, SyncRequest
+from dse.core.messages import ChangeMessage, Row, SyncRequest, encode_changes
 from dse.core.replica import Delta, ReplicaState
 from dse.core.rows import RowsView
 from dse.core.tablelog import Sizes, TableLog
+from dse.core.transport import Delivery
 from dse.errors import ConfigError, TableError
 
 if TYPE_CHECKING:
@@ -29,6 +31,10 @@ __all__ = ["Change", "PublishedTable", "Replica", "Table"]
 _log = logging.getLogger("dse.table")
 
 _OUTBOX = 10_000  # sends that wait behind a slow one; beyond, they are dropped and the replicas ask for what they miss
+_FAST = 0.0005  # seconds after the one before, in which a change comes fast
+_BURST = 4  # changes that come fast before the next are held back
+_TOGETHER = 64  # changes at most that go out in one frame
+_LONG = 1 << 16  # bytes of changes that go out in one frame; one by itself may be longer
 _CALLBACK_QUEUE = 1_000  # changes that wait for a slow callback; beyond, they are merged
 
 
@@ -94,6 +100,9 @@ class Outlet(Protocol):
     def transmit(self, send: Send, *, remote: bool, local: bool) -> None:
         """Send to subscribers on other nodes, on this one, or both; never raises."""
 
+    def hold(self, table: PublishedTable) -> None:
+        """Call `table.flush` soon, or before anything else is sent."""
+
     def watch(self, table: PublishedTable, wakeup: float) -> None:
         """Call `table.tick` at a time of that clock."""
 
@@ -104,8 +113,10 @@ class Outlet(Protocol):
 class PublishedTable:
     """A table that its service publishes. Every change is atomic; may be used from any thread.
 
-    Lock: ``_lock`` protects ``_log``, ``_outlet``, ``_outbox`` and ``_sending``. Sends leave through the outbox:
-    whoever finds nobody sending sends for all, in order, with the lock released.
+    Lock: ``_lock`` protects ``_log``, ``_outlet``, ``_outbox``, ``_sending``, ``_burst`` and ``_changed_at``. Sends
+    leave through the outbox: whoever finds nobody sending sends for all, in order, with the lock released. Changes that
+    wait there go out in one frame. So do changes that come fast: from the `_BURST`th on they are held back until they
+    are many, or no more come.
     """
 
     def __init__(self, service_id: str, name: str, columns: tuple[str, ...]) -> None:
@@ -117,6 +128,8 @@ class PublishedTable:
         self._outlet: Outlet | None = None
         self._outbox: deque[tuple[Send, bool, bool]] = deque()
         self._sending = False
+        self._burst = 0  # changes that came fast one after the other
+        self._changed_at = -math.inf
 
     def __repr__(self) -> str:
         return f"<PublishedTable {self.service_id}.{self.name} {len(self)} rows, seq {self._log.seq}>"
@@ -239,16 +252,43 @@ class PublishedTable:
     def _commit(self, step: Callable[[TableLog, float], tuple[ChangeMessage | None, list[Send]]]) -> Change:
         with self._lock:
             outlet = self._outlet
-            change, sends = step(self._log, outlet.now() if outlet is not None else 0.0)
+            now = outlet.now() if outlet is not None else 0.0
+            change, sends = step(self._log, now)
             version = (self._log.epoch, self._log.seq)
             wakeup, ours = self._log.wakeup, self._post(sends)
+            held = ours and change is not None and self._hold(now)
         if outlet is not None:
             outlet.watch(self, wakeup)
-            if ours:
+            if held:
+                outlet.hold(self)
+            elif ours:
                 self._flush(outlet)
         if change is None:
             return Change(self.service_id, self.name, frozenset(), frozenset(), version)
         return Change(self.service_id, self.name, change.added, change.removed, version)
+
+    def _hold(self, now: float) -> bool:
+        """Whether a change that is to be sent is held back for the next ones (the lock is held)."""
+        fast = now - self._changed_at < _FAST
+        self._changed_at = now
+        self._burst = self._burst + 1 if fast else 0
+        outbox = self._outbox
+        if self._burst < _BURST or len(outbox) >= _TOGETHER:
+            return False
+        message = outbox[-1][0].message
+        if not isinstance(message, bytes) or len(message) > _LONG:
+            return False
+        self._sending = False
+        return True
+
+    def flush(self) -> None:
+        """Send what was held back."""
+        with self._lock:
+            outlet = self._outlet
+            if outlet is None or self._sending or not self._outbox:
+                return
+            self._sending = True
+        self._flush(outlet)
 
     def _serve(self, step: Callable[[TableLog, float], list[Send]]) -> None:
         with self._lock:
@@ -287,8 +327,33 @@ class PublishedTable:
                 if not self._outbox:
                     self._sending = False
                     return
-                send, remote, local = self._outbox.popleft()
+                send, remote, local = self._next()
             outlet.transmit(send, remote=remote, local=local)
+
+    def _next(self) -> tuple[Send, bool, bool]:
+        """Take the next send out of the outbox, and with a change those that follow it (the lock is held)."""
+        outbox = self._outbox
+        send, remote, local = outbox.popleft()
+        body = _change_in(send)
+        if body is None or not outbox:
+            return send, remote, local
+        bodies, size = [body], len(body)
+        while outbox and len(bodies) < _TOGETHER:
+            following, *ways = outbox[0]
+            body = _change_in(following)
+            if body is None or ways != [remote, local] or size + len(body) > _LONG:
+                break
+            size += len(body)
+            bodies.append(body)
+            outbox.popleft()
+        if len(bodies) > 1:
+            send = Send(send.address, encode_changes(bodies))
+        return send, remote, local
+
+
+def _change_in(send: Send) -> bytes | None:
+    """Return the encoded change that is sent, if it is one."""
+    return send.message if isinstance(send.message, bytes) and send.address.delivery is Delivery.FANOUT else None
 
 
 class Shared(Protocol):

@@ -144,17 +144,26 @@ class TableLog:
         self, now: float, added: Iterable[Any], removed: Iterable[Any]
     ) -> tuple[ChangeMessage | None, list[Send]]:
         """Remove `removed`, then add `added`; what is not there is not removed, what is there is not added."""
-        give = row_rules.check_shape(self.name, self.columns, row_rules.read_rows(self.name, self.columns, added))
-        take = row_rules.check_shape(self.name, self.columns, row_rules.read_rows(self.name, self.columns, removed))
-        return self._change(now, give - self._rows, (take & self._rows) - give)
+        give, take, rows = self._read(added), self._read(removed), self._rows
+        if take:
+            take = (take & rows) - give
+        if not rows.isdisjoint(give):
+            give = give - rows
+        return self._change(now, give, take)
+
+    def _read(self, rows: Iterable[Any]) -> set[Row]:
+        if isinstance(rows, tuple) and not rows:
+            return set()
+        name = self.name
+        return row_rules.check_shape(name, self.columns, row_rules.read_rows(name, self.columns, rows))
 
     def _change(self, now: float, added: set[Row], removed: set[Row]) -> tuple[ChangeMessage | None, list[Send]]:
         if not added and not removed:
             return None, []
         # Everything that can refuse comes before anything is altered.
-        plus = row_rules.digest(self.name, self.columns, added)
-        minus = row_rules.digest(self.name, self.columns, removed)
-        change = ChangeMessage(self.epoch, self.seq + 1, frozenset(added), frozenset(removed))
+        plus = row_rules.digest(self.name, self.columns, added) if added else 0
+        minus = row_rules.digest(self.name, self.columns, removed) if removed else 0
+        change = ChangeMessage(self.epoch, self.seq + 1, frozenset(added), frozenset(removed), plus, minus)
         body = encode_body(change)
         if self._view is not None and self._view() is not None:
             self._rows = set(self._rows)  # somebody looks at the old rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from dse.core.effects import Effect, Listen, Send, Unlisten
 from dse.core.messages import (
     CatchUp,
     ChangeMessage,
+    Changes,
     NoTable,
     Renew,
     SnapshotBegin,
@@ -37,12 +39,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Publisher", "ReplicaHub"]
 
+HOLD = 0.002  # seconds that changes which come fast are held back at most, so that they go out together
 RENEW = 20.0  # seconds between two renewals of all subscriptions
 MAX_ORPHANS = 10_000
 
 
 class Publisher:
-    """The tables this node publishes, by (service, table). Lock: ``_lock`` protects its dicts and ``_connected``."""
+    """The tables this node publishes, by (service, table).
+
+    Lock: ``_lock`` protects its dicts, ``_held``, ``_release_set`` and ``_connected``.
+    """
 
     def __init__(
         self,
@@ -65,6 +71,10 @@ class Publisher:
         self._timers_of: dict[PublishedTable, Timer] = {}
         # Who subscribed to a table that was removed, and until when that counts; the earliest removed first.
         self._orphans: dict[tuple[str, str], tuple[float, list[str]]] = {}
+        self._held: set[PublishedTable] = set()  # with changes that wait for more
+        self._release_timer = timers.timer(lambda: control.put(self._release))
+        self._release_set = False
+        wire.before_send = self.release
         self._dead: dict[str, float] = {}  # nodes taken for dead -> when they are forgotten
         self._connected = True
 
@@ -86,6 +96,7 @@ class Publisher:
             timer = self._timers_of.pop(table, None)
         if timer is not None:
             self._timers.cancel(timer)
+        table.flush()
         subscribers = table.detach()
         now, key = self.now(), (table.service_id, table.name)
         with self._lock:
@@ -114,9 +125,31 @@ class Publisher:
                 return
         self._wire.carry_out([send])
 
+    def hold(self, table: PublishedTable) -> None:
+        if table in self._held:
+            return  # whoever takes it from there sends what came before this look, too
+        with self._lock:
+            self._held.add(table)
+            first, self._release_set = not self._release_set, True
+        if first:
+            self._timers.set(self._release_timer, self._timers.now() + HOLD)
+
+    def release(self) -> None:
+        """Send what is held back: something else is about to be sent, and would overtake it."""
+        if self._held:
+            with self._lock:
+                held, self._held = self._held, set()
+            for table in held:
+                table.flush()
+
+    def _release(self) -> None:
+        with self._lock:
+            self._release_set = False
+        self.release()
+
     def watch(self, table: PublishedTable, wakeup: float) -> None:
         timer = self._timers_of.get(table)
-        if timer is not None:
+        if timer is not None and timer.at > wakeup:  # one that is due earlier calls `tick`, which watches anew
             self._timers.set(timer, wakeup)
 
     def subscribers_changed(self, table: PublishedTable, first: bool) -> None:
@@ -200,13 +233,14 @@ class Publisher:
 class _SharedReplica:
     """One copy of a table, shared by all that subscribe to it on this node.
 
-    Lock: ``changed`` protects ``machine`` and ``handles``.
+    Lock: ``changed`` protects ``machine``, ``handles`` and ``wakeup``.
     """
 
     def __init__(self, machine: ReplicaMachine, timer: Timer) -> None:
         self.machine = machine
         self.timer = timer
         self.changed = threading.Condition()
+        self.wakeup = math.inf  # what the timer was set to last
         self.handles: list[Replica] = []
         self.closed = False
 
@@ -352,15 +386,17 @@ class ReplicaHub:
         for shared in self._all():
             self._step(shared, step)
 
-    def heard(self, address: Address, message: ChangeMessage | Tip) -> None:
-        """A change or a tip, at a table's address."""
+    def heard(self, address: Address, message: ChangeMessage | Changes | Tip) -> None:
+        """A change, several or a tip, at a table's address."""
         shared = self._by_address.get(address)
         if shared is None:
             return
-        if isinstance(message, Tip):
-            self._step(shared, lambda m, now: ([], m.tip(now, message)))
-        else:
+        if isinstance(message, ChangeMessage):
             self._step(shared, lambda m, now: m.change(now, message))
+        elif isinstance(message, Changes):
+            self._step(shared, lambda m, now: m.changes(now, message.changes))
+        else:
+            self._step(shared, lambda m, now: ([], m.tip(now, message)))
 
     def answered(self, message: CatchUp | SnapshotBegin | SnapshotChunk | NoTable) -> None:
         """An answer to a sync request."""
@@ -389,6 +425,8 @@ class ReplicaHub:
         return lambda: self._control.put(lambda: self._tick(shared))
 
     def _tick(self, shared: _SharedReplica) -> None:
+        with shared.changed:
+            shared.wakeup = math.nan  # the timer is not set any more
         self._step(shared, lambda m, now: ([], m.tick(now)))
 
     def _step(
@@ -407,8 +445,9 @@ class ReplicaHub:
                     handle.deliver(delta)
             if deltas or machine.state is not before:
                 shared.changed.notify_all()
-            wakeup = machine.wakeup
-        self._timers.set(shared.timer, wakeup)
+            if machine.wakeup != shared.wakeup:
+                shared.wakeup = machine.wakeup
+                self._timers.set(shared.timer, shared.wakeup)
         if effects:
             self._carry_out(shared, effects)
 

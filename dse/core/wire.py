@@ -35,9 +35,12 @@ class Wire:
         self.own_address = instance_address(instance)
         self._loopback = loopback
         self._dispatch = dispatch
+        self.before_send: Callable[[], None] = _nothing
+        """Called before a message is sent, so that what is held back is not overtaken by it."""
 
     def send(self, address: Address, message: Message, *, ttl: float | None = None) -> None:
         """Send a message; raises what `Transport.send` raises, and what msgspec raises for what cannot be encoded."""
+        self.before_send()
         self._send_frame(address, encode(message), ttl)
 
     def carry_out(self, sends: Iterable[Send]) -> None:
@@ -59,3 +62,7 @@ class Wire:
             self.loop_back(address, frame)
         else:
             self.transport.send(address, frame, ttl=ttl)
+
+
+def _nothing() -> None:
+    pass

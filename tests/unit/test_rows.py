@@ -127,6 +127,7 @@ def test_subclasses_of_scalars_are_refused() -> None:
 def test_received_rows_are_checked() -> None:
     assert check_received(frozenset({(1, "a"), (None, b"")}), 2)
     assert check_received(frozenset(), 2)
+    assert not check_received(frozenset({(1.5, math.nan)}), 2)
     assert not check_received(frozenset({(1, "a", 2)}), 2)
     assert not check_received(frozenset({(1, ("nested",))}), 2)
 
