@@ -38,7 +38,7 @@ class Caller:
         request = encode((self.answers, ARGS))
         began = time.perf_counter()
         packed = self.say.pack_command("PUBLISH", self.requests, request)
-        self.say.send_packed_command(b"".join(packed) * at_once)
+        self.say.send_packed_command([b"".join(packed) * at_once])
         sent = at_once
         for done in range(calls):
             decode(self.hear.read_response()[2])

@@ -51,6 +51,7 @@ class Turn:
     has been received that waits. After a handler that it called it touches nothing unless the turn is still `mine`.
     failed: told the exception that ended receiving, by whichever thread it hit; never more than once.
     spawn: starts a thread of the driver.
+    led: told by the own thread that waiting threads receive from now on (True), or it itself again (False).
 
     Lock: ``_changed`` protects ``_free``, ``_led``, ``_waiting``, ``_over``, ``_pinned`` and ``threads``. `holder` is
     written by whoever has the turn, and by `relieve` in its place.
@@ -62,11 +63,12 @@ class Turn:
         step: Callable[[float | None], bool],
         failed: Callable[[BaseException], None],
         spawn: Callable[[Callable[[], None], str], threading.Thread],
+        led: Callable[[bool], None] | None = None,
     ) -> None:
         self.holder = 0  # the ident of the thread that receives
         self.threads: list[threading.Thread] = []  # the connection's own: the latest, and those relieved before it
         self._name = name
-        self._step, self._failed, self._spawn = step, failed, spawn
+        self._step, self._failed, self._spawn, self._tell_led = step, failed, spawn, led
         self._changed = threading.Condition(threading.Lock())
         self._free = False  # the own thread has stepped back, and nobody leads
         self._led = 0  # how often somebody has led
@@ -170,10 +172,12 @@ class Turn:
 
     def _step_back(self, me: int) -> None:
         """Leave the turn to those who wait for answers, until they have not used it for a moment."""
+        self._wanted = None
+        if self._waiting > 1:
+            return
+        if self._tell_led is not None:
+            self._tell_led(True)
         with self._changed:
-            self._wanted = None
-            if self._waiting > 1:
-                return
             self.holder = 0
             self._free = True
             while True:
@@ -183,6 +187,8 @@ class Turn:
                     break
             self._free = False
             self.holder = me
+        if self._tell_led is not None:
+            self._tell_led(False)
 
     def _fail(self, error: BaseException) -> None:
         with self._changed:

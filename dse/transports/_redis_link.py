@@ -132,7 +132,7 @@ class Link:
     def start(self, spawn: Callable[[Callable[[], None], str], threading.Thread]) -> None:
         """Begin to receive."""
         self.wire.run(send_timeout=self._heartbeat, receive_timeout=self._heartbeat / 4)
-        self.turn = Turn("receive", self._receive, self._fail, spawn)
+        self.turn = Turn("receive", self._receive, self._fail, spawn, self.wire.lead)
         self.turn.start()
 
     # Writing, from any thread
@@ -247,10 +247,14 @@ class Link:
         reply = self._ahead
         if reply is MORE:
             self._outbox.flush()
-            if timeout is not None and not self.wire.ready(timeout):
+            wire = self.wire
+            # Waiting in `receive` itself saves a system call; for one who will not wait that long there is `ready`.
+            if timeout is not None and timeout < wire.patience / 2 and not wire.ready(timeout):
                 return None
-            if self.wire.receive():
+            if wire.receive():
                 self._silent = 0
+            elif timeout is not None:
+                return None
             else:
                 self._on_silence()
             reply = self.wire.gets(False)

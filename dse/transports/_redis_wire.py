@@ -8,6 +8,7 @@ redis-py's own parser, and errors are redis-py's exceptions.
 from __future__ import annotations
 
 import contextlib
+import math
 import select
 import socket
 import ssl
@@ -28,7 +29,11 @@ __all__ = ["MORE", "Endpoint", "Wire", "Word", "in_words", "pack", "reply_error"
 MORE: Any = object()
 """What `Wire.gets` returns when no whole reply has been received yet."""
 
+LED = 0.02
+"""Seconds that `Wire.receive` waits when it is led."""
+
 _READ_SIZE = 1 << 16
+_SHORTEST_MESSAGE = 8  # bytes; an integer reply, as in ``:1``, has fewer up to a thousand
 _SERVER_AWAY = frozenset({"READONLY", "MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "UNBLOCKED"})
 
 
@@ -87,6 +92,7 @@ class Wire:
         self.lock = threading.Lock()
         self._sock: socket.socket | None = None
         self._tls = False
+        self.patience = math.inf  # seconds that `receive` waits while others than the own thread receive
         self._killed = False
         self._opening = False
         self._send_timeout = 5.0
@@ -213,6 +219,18 @@ class Wire:
             sock.settimeout(None)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(receive_timeout))
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(send_timeout))
+
+    def lead(self, led: bool) -> None:
+        """From now on `receive` waits for a whole message, and `LED` seconds at most; or as before (False).
+
+        An integer reply, as `PUBLISH` gets at once, does not wake up who waits for an answer: it is read with it.
+        """
+        if self._tls:
+            return
+        sock = self._socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, _SHORTEST_MESSAGE if led else 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(LED if led else self._receive_timeout))
+        self.patience = LED if led else math.inf
 
     def send(self, data: bytes) -> None:
         """Send all of the data, with `lock` held; an error (OSError) means that the connection is of no more use."""
