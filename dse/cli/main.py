@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from dse import __version__
+from dse.cli import observe
 from dse.cli.text import clean
 from dse.errors import ConfigError, DseError, InvalidUrl, MissingExtra, TransportUnavailable, UnknownTransport
 
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say_error(f"dse {options.command}: {describe(error)}")
         return MISUSED
     except KeyboardInterrupt:
-        return 0 if options.command == "demo" else 130
+        return 0 if options.command in ("demo", "watch") else 130
     return code
 
 
@@ -63,6 +64,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"dse {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     _add_demo(commands)
+    _add_check(commands)
+    observe.add_commands(commands)
     return parser
 
 
@@ -89,6 +92,24 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     demo.add_argument("--seconds", type=_seconds, metavar="N", help="end by itself after N seconds")
     demo.add_argument("--bus", metavar="NAME", help="the name of the bus (default: a new one)")
     demo.set_defaults(run=_run_demo)
+
+
+def _add_check(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    check = commands.add_parser(
+        "check",
+        help="is the broker there, how fast is it, and does it keep what DSE builds on",
+        description="Connect, measure a round trip, and try each guarantee on a bus of its own; it disturbs nobody.",
+        epilog="exit codes: 0 all is well; 1 a guarantee is broken; 2 no broker, a wrong URL, or a missing package",
+    )
+    check.add_argument("url", metavar="URL")
+    check.add_argument("--json", action="store_true", help="for programs: JSON")
+    check.set_defaults(run=_run_check)
+
+
+def _run_check(options: argparse.Namespace) -> int:
+    from dse.cli.check import run_check
+
+    return run_check(options)
 
 
 def _run_demo(options: argparse.Namespace) -> int:

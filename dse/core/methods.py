@@ -103,7 +103,7 @@ class Method:
         if shape is None:
             signature = inspect.signature(function)
             info = MethodInfo(
-                signature=str(signature),
+                signature=_shown(signature),
                 doc=inspect.getdoc(function) or "",
                 idempotent=bool(getattr(function, "__dse_rpc__", False)),
             )
@@ -141,6 +141,25 @@ class Method:
             return msgspec.msgpack.Decoder(struct)
         except TypeError as error:
             raise ConfigError(f"{where}: an annotation cannot be checked: {error}") from error
+
+
+class _Verbatim:
+    """An annotation that is text already (``from __future__ import annotations``): shown without quotes."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __repr__(self) -> str:
+        return self._text
+
+
+def _shown(signature: inspect.Signature) -> str:
+    def verbatim(annotation: Any) -> Any:
+        return _Verbatim(annotation) if isinstance(annotation, str) else annotation
+
+    parameters = [each.replace(annotation=verbatim(each.annotation)) for each in signature.parameters.values()]
+    returns = verbatim(signature.return_annotation)
+    return str(signature.replace(parameters=parameters, return_annotation=returns))
 
 
 def _plain(message: str) -> str:

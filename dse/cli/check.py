@@ -1,0 +1,255 @@
+"""`dse check URL`: is a broker there, how fast is it, and does it keep what DSE builds on?
+
+It opens two transports on a bus of its own and tries each guarantee of docs/transports.md that can be seen from two
+connections, within seconds and without disturbing anybody. The contract suite proves a driver; this proves a broker:
+its rights, its version, its limits, and the network in between.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from dse.cli.text import clean
+from dse.core.plugins import load_transport
+from dse.core.transport import Address, ConnectionState, Delivery, Transport
+from dse.core.url import TransportUrl
+from dse.errors import DseError, FrameTooLarge, InvalidUrl
+
+__all__ = ["Finding", "run_check"]
+
+PATIENCE = 5.0  # seconds for frames to arrive
+SILENCE = 0.3  # seconds in which a frame that must not arrive would have
+ROUND_TRIPS = 200
+IN_ORDER = 1000
+
+
+def new_bus() -> str:
+    """Return a name that no other bus has."""
+    return f"check-{uuid.uuid4().hex[:12]}"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was tried: what it is, whether it is kept (None: not claimed by the driver), and what was seen."""
+
+    what: str
+    kept: bool | None
+    seen: str
+
+
+class _Ear:
+    """Hears what a transport tells. Lock: ``_changed`` protects ``_frames`` and ``_lost``."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._frames: list[tuple[Address, bytes]] = []
+        self._lost: list[bytes] = []
+        self.echo: Callable[[bytes], None] | None = None  # called with each frame, in the thread that receives
+
+    def received(self, address: Address, frame: bytes) -> None:
+        if self.echo is not None:
+            self.echo(frame)
+            return
+        with self._changed:
+            self._frames.append((address, frame))
+            self._changed.notify_all()
+
+    def undeliverable(self, address: Address, frame: bytes) -> None:
+        with self._changed:
+            self._lost.append(frame)
+            self._changed.notify_all()
+
+    def state_changed(self, state: ConnectionState) -> None:
+        pass
+
+    def frames(self, address: Address, count: int, timeout: float = PATIENCE) -> list[bytes]:
+        """Return the frames that came to an address, once there are so many or the time is over."""
+
+        def here() -> list[bytes]:
+            return [frame for to, frame in self._frames if to == address]
+
+        with self._changed:
+            self._changed.wait_for(lambda: len(here()) >= count, timeout)
+            return here()
+
+    def was_lost(self, frame: bytes, timeout: float) -> bool:
+        with self._changed:
+            return self._changed.wait_for(lambda: frame in self._lost, timeout)
+
+
+class _Check:
+    def __init__(self, url: TransportUrl) -> None:
+        driver = load_transport(url)
+        bus = new_bus()
+        self.ears = (_Ear(), _Ear())
+        self.ends: tuple[Transport, Transport] = (
+            driver(url, bus=bus, events=self.ears[0]),
+            driver(url, bus=bus, events=self.ears[1]),
+        )
+        self.stranger = driver(url, bus=f"{bus}-other", events=_Ear())
+        self.findings: list[Finding] = []
+
+    def run(self) -> list[Finding]:
+        """Try everything; raise what opening raises."""
+        opened: list[Transport] = []
+        began = time.perf_counter()
+        try:
+            for transport in (*self.ends, self.stranger):
+                transport.open()
+                opened.append(transport)
+                if transport is self.ends[0]:
+                    self._found("connects", True, f"in {(time.perf_counter() - began) * 1000:.0f} ms")
+            for what, attempt in (
+                ("round trip", self._round_trip),
+                ("one listener of a DIRECT address", self._direct),
+                ("one of the listeners of an ANYCAST address", self._anycast),
+                ("all listeners of a FANOUT address", self._fanout),
+                ("order, and nothing lost or twice", self._order),
+                ("undeliverable frames are reported", self._undeliverable),
+                ("a frame over its time to live", self._ttl),
+                ("other buses are not heard", self._isolation),
+                ("the largest frame", self._size),
+            ):
+                try:
+                    kept, seen = attempt()
+                except DseError as error:
+                    kept, seen = False, f"{type(error).__name__}: {error}"
+                self._found(what, kept, seen)
+        finally:
+            for transport in opened:
+                transport.close()
+        return self.findings
+
+    def _found(self, what: str, kept: bool | None, seen: str) -> None:
+        self.findings.append(Finding(what, kept, seen))
+
+    def _round_trip(self) -> tuple[bool, str]:
+        here, there = self.ends
+        to, back = Address(Delivery.DIRECT, "ping"), Address(Delivery.DIRECT, "pong")
+        answered = threading.Semaphore(0)
+        self.ears[1].echo = lambda frame: there.send(back, frame)
+        self.ears[0].echo = lambda frame: answered.release()
+        took = []
+        try:
+            there.listen(to)
+            here.listen(back)
+            for _ in range(ROUND_TRIPS):
+                began = time.perf_counter()
+                here.send(to, b"ping" * 50)
+                if not answered.acquire(timeout=PATIENCE):
+                    return False, f"no answer within {PATIENCE:g} s"
+                took.append(time.perf_counter() - began)
+        finally:
+            self.ears[0].echo = self.ears[1].echo = None
+        took.sort()
+        middle, late = statistics.median(took) * 1e6, took[int(len(took) * 0.99)] * 1e6
+        return True, f"{middle:,.0f} us median, {late:,.0f} us at the 99th percentile, of {ROUND_TRIPS}"
+
+    def _direct(self) -> tuple[bool, str]:
+        address = Address(Delivery.DIRECT, "direct")
+        self.ends[1].listen(address)
+        self.ends[0].send(address, b"hello")
+        came = self.ears[1].frames(address, 1)
+        return came == [b"hello"], f"{len(came)} of 1 arrived"
+
+    def _anycast(self) -> tuple[bool, str]:
+        address = Address(Delivery.ANYCAST, "anycast")
+        for end in self.ends:
+            end.listen(address)
+        for number in range(20):
+            self.ends[0].send(address, b"%d" % number)
+        deadline = time.monotonic() + PATIENCE
+        came: Counter[bytes] = Counter()
+        while sum(came.values()) < 20 and time.monotonic() < deadline:
+            came = Counter([frame for ear in self.ears for frame in ear.frames(address, 20, 0.05)])
+        came = Counter([frame for ear in self.ears for frame in ear.frames(address, 21, 0.05)])
+        good = len(came) == 20 and set(came.values()) == {1}
+        return good, f"{len(came)} of 20 arrived, {sum(came.values()) - len(came)} of them twice"
+
+    def _fanout(self) -> tuple[bool, str]:
+        address = Address(Delivery.FANOUT, "fanout")
+        for end in self.ends:
+            end.listen(address)
+        self.ends[0].send(address, b"hello")
+        came = [ear.frames(address, 1) for ear in self.ears]
+        return came == [[b"hello"], [b"hello"]], f"{sum(map(len, came))} arrived at 2 listeners"
+
+    def _order(self) -> tuple[bool, str]:
+        address = Address(Delivery.DIRECT, "order")
+        self.ends[1].listen(address)
+        sent = [b"%d" % number for number in range(IN_ORDER)]
+        began = time.perf_counter()
+        for frame in sent:
+            self.ends[0].send(address, frame)
+        came = self.ears[1].frames(address, IN_ORDER)
+        rate = len(came) / (time.perf_counter() - began)
+        where = "in order" if came == sorted(came, key=int) else "out of order"
+        return came == sent, f"{len(came):,} of {IN_ORDER:,} arrived, {where}, {rate:,.0f} a second"
+
+    def _undeliverable(self) -> tuple[bool | None, str]:
+        if not self.ends[0].capabilities.undeliverable:
+            return None, "the driver does not claim it: calls to nobody end at their timeout"
+        began = time.perf_counter()
+        for delivery in (Delivery.DIRECT, Delivery.ANYCAST):
+            frame = b"to nobody, " + delivery.value.encode()
+            self.ends[0].send(Address(delivery, "nobody"), frame)
+            if not self.ears[0].was_lost(frame, PATIENCE):
+                return False, f"a {delivery.name} frame was not reported within {PATIENCE:g} s"
+        return True, f"within {(time.perf_counter() - began) * 1000:.1f} ms"
+
+    def _ttl(self) -> tuple[bool, str]:
+        address = Address(Delivery.DIRECT, "late")
+        self.ends[1].listen(address)
+        self.ends[0].send(address, b"late", ttl=0.0)
+        self.ends[0].send(address, b"in time", ttl=60.0)
+        came = self.ears[1].frames(address, 1)
+        return came == [b"in time"], "is not delivered" if b"late" not in came else "was delivered"
+
+    def _isolation(self) -> tuple[bool, str]:
+        address = Address(Delivery.FANOUT, "fanout")
+        self.stranger.send(address, b"from elsewhere")
+        foreign = b"from elsewhere" in self.ears[1].frames(address, 99, SILENCE)
+        return not foreign, "a frame from another bus was heard" if foreign else f"nothing in {SILENCE:g} s"
+
+    def _size(self) -> tuple[bool, str]:
+        address, most = Address(Delivery.DIRECT, "large"), self.ends[0].capabilities.max_frame
+        self.ends[1].listen(address)
+        began = time.perf_counter()
+        self.ends[0].send(address, bytes(most))
+        came = self.ears[1].frames(address, 1, 4 * PATIENCE)
+        if [len(frame) for frame in came] != [most]:
+            return False, f"a frame of {most:,} bytes did not arrive"
+        try:
+            self.ends[0].send(address, bytes(most + 1))
+        except FrameTooLarge:
+            return (
+                True,
+                f"{most / 2**20:g} MiB arrives ({(time.perf_counter() - began) * 1000:.0f} ms), more is refused",
+            )
+        return False, "a larger one was not refused"
+
+
+def run_check(options: argparse.Namespace) -> int:
+    """Check the broker at `options.url`, say what was found, and return the exit code."""
+    url = TransportUrl.parse(options.url)
+    if not url.driver:
+        raise InvalidUrl(f"{url}: the scheme, as in redis://localhost, is missing")
+    findings = _Check(url).run()
+    good = all(finding.kept is not False for finding in findings)
+    if options.json:
+        listed = [{"what": each.what, "kept": each.kept, "seen": each.seen} for each in findings]
+        print(json.dumps({"url": str(url), "good": good, "findings": listed}, indent=2))
+        return 0 if good else 1
+    print(clean(f"{url}"))
+    for finding in findings:
+        mark = {True: "ok", False: "NOT", None: "-"}[finding.kept]
+        print(clean(f"  {mark:4} {finding.what:44} {finding.seen}"))
+    return 0 if good else 1
