@@ -37,9 +37,9 @@ def main() -> int:
         for part in parts:
             print(f"{part}: {(PARTS[part].__doc__ or '').splitlines()[0]}", flush=True)
             PARTS[part](bench)
-    verdicts = judge(bench.results)
-    if options.into is not None:
-        write(options.into, bench.results, bench.absent, verdicts, time.monotonic() - began)
+            verdicts = judge(bench.results)
+            if options.into is not None:  # after each part: a run that is ended early has not been for nothing
+                write(options.into, bench.results, bench.absent, verdicts, time.monotonic() - began)
     print(table(verdicts))
     for name, why in bench.absent.items():
         print(f"not there: {name}: {why}")
