@@ -306,7 +306,7 @@ class Wire:
                 raise
             finally:
                 self._more = True
-                self.wake()
+                self.wake()  # and what was sent meanwhile goes out when the receiving thread has looked
 
     def _send(self, messages: list[bytes]) -> None:
         """Write messages, with the lock; raise when the broker takes none of them for a heartbeat."""
@@ -325,6 +325,7 @@ class Wire:
                 self.write(HEARTBEAT)
         finally:
             self.lock.release()
+        self.outbox.flush()
 
     def silent(self, longest: float) -> bool:
         """Return whether the broker has sent nothing for so many seconds (what waits to be read counts as sent)."""
@@ -368,6 +369,7 @@ class Wire:
                 self._deadline = time.monotonic()
                 while methods:
                     self.amqp.on_inbound_frame(methods.popleft())
+        self.outbox.flush()  # what others sent while this thread had the lock
 
     def wake(self) -> None:
         """Make the receiving thread look at what other threads have read."""

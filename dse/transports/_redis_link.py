@@ -165,6 +165,7 @@ class Link:
             self._outbox.drain()
             self._pending.extend(entries)
             self.wire.send(packed)
+        self._outbox.flush()
 
     def tell(self, *commands: tuple[Word, ...]) -> None:
         """Send commands whose replies matter to nobody."""
@@ -257,6 +258,7 @@ class Link:
                 return None
             else:
                 self._on_silence()
+            self._outbox.flush()  # with TLS, receiving holds the lock
             reply = self.wire.gets(False)
             if reply is MORE:
                 return None
@@ -282,6 +284,7 @@ class Link:
                     self.wire.send(_PING)
                 finally:
                     self.wire.lock.release()
+                self._outbox.flush()
         elif self._silent >= 4:
             raise TimeoutError(f"the server has been silent for {self._heartbeat:g} s")
 

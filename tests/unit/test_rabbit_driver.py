@@ -358,6 +358,19 @@ class TestOperator:
         assert server.leftovers(bus.name) == set()
 
 
+class TestSending:
+    def test_what_is_sent_while_the_driver_reads_goes_out_at_once(self, server: RabbitServer, bus: Bus) -> None:
+        # The broker's answer to the first frame is being read while the second is sent, at one moment or another.
+        transport, events = bus.open(server.url)
+        for number in range(1500):
+            first, second = b"%d first" % number, b"%d second" % number
+            transport.send(direct(), first)
+            time.sleep(number % 30 * 0.00002)
+            transport.send(direct(), second)
+            events.wait(lambda events: len(events.undelivered) == 2, 2.0)
+            events.undelivered.clear()
+
+
 class TestSharedQueues:
     def test_may_be_more_than_the_channels(
         self, bus: Bus, server: RabbitServer, monkeypatch: pytest.MonkeyPatch
