@@ -6,16 +6,17 @@ import inspect
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dse.core.info import DataServiceInfo, identifier
 from dse.core.methods import Method
+from dse.core.replica import ReplicaState
 from dse.core.table import Change, PublishedTable, Replica, Table, is_async
 from dse.core.threads import Timer
-from dse.errors import ConfigError, DseError
+from dse.errors import ConfigError, DseError, NoSuchTable, TableError
 
 if TYPE_CHECKING:
     from dse.core.node import Node
@@ -63,6 +64,7 @@ class DataService:
 
     def _runtime(self, service_id: str) -> None:
         self.service_id = service_id
+        self._tables_lock = threading.Lock()  # protects what published_tables is bound to; the mappings never change
         self.published_tables: Mapping[str, PublishedTable] = MappingProxyType(
             {name: PublishedTable(service_id, name, table.columns) for name, table in self._declared.items()}
         )
@@ -72,7 +74,7 @@ class DataService:
         self._host: _Host | None = None
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("_host", "published_tables", "methods", "service_id"):
+        if name in ("_host", "_tables_lock", "published_tables", "methods", "service_id"):
             raise ConfigError(f"{type(self).__name__}.__init__ must call super().__init__(service_id) first")
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
@@ -133,16 +135,63 @@ class DataService:
         """Call without an answer; see `Node.cast`."""
         self.node.cast(service_id, method, args, node_id=node_id)
 
-    def subscribe(self, service_id: str, table: str, callback: Callable[[Change], Any] | None = None) -> Replica:
+    def subscribe(
+        self,
+        service_id: str,
+        table: str,
+        callback: Callable[[Change], Any] | None = None,
+        *,
+        on_state: Callable[[ReplicaState], Any] | None = None,
+        patient: bool = False,
+    ) -> Replica:
         """Follow a table of another service (or of this one); `callback` gets each `Change`, in order.
 
-        The service need not be there yet. Raises `NoSuchTable` when it is, on every known node, without such a table.
+        on_state: gets each new state of the replica, in order with the changes: LIVE comes after the rows that made it
+        complete. patient: wait for the table, too, as for a service that is not there yet; otherwise `NoSuchTable` is
+        raised when the service is there, on every known node, without such a table.
         """
-        return self._running().subscribe(service_id, table, callback)
+        return self._running().subscribe(service_id, table, callback, on_state, patient)
 
     def unsubscribe(self, replica: Replica) -> None:
         """Follow a table no more; its callback is not called again (one that runs may end later)."""
         self._running().unsubscribe(replica)
+
+    def add_table(self, name: str, *columns: str, rows: Iterable[Any] = ()) -> PublishedTable:
+        """Publish one more table, while the service runs too; return it.
+
+        For tables that are known only at run time; those that are known earlier are declared as `Table`. `rows` are in
+        it before anybody sees it. Raises `ConfigError` for a name or column that is no identifier, `RowError`, and
+        `TableError` when there is a table of that name.
+        """
+        declared = Table(*columns)
+        table = PublishedTable(self.service_id, identifier("table name", name), declared.columns)
+        table.insert(rows)
+        with self._tables_lock:
+            if name in self.published_tables:
+                raise TableError(f"the service {self.service_id!r} has a table {name!r} already")
+            self.published_tables = MappingProxyType({**self.published_tables, name: table})
+            host = self._host
+        if host is not None:
+            host.publish(table)
+        return table
+
+    def remove_table(self, name: str) -> None:
+        """Publish a table no more; its subscribers keep the last rows, STALE.
+
+        Raises `NoSuchTable` when there is none of that name, and `TableError` for one that the class declares.
+        """
+        with self._tables_lock:
+            table = self.published_tables.get(name)
+            if table is None:
+                known = ", ".join(sorted(self.published_tables)) or "none"
+                raise NoSuchTable(f"the service {self.service_id!r} has no table {name!r}; it has: {known}")
+            if name in self._declared:
+                raise TableError(f"the table {name!r} is declared by {type(self).__name__}: it stays")
+            rest = {each: published for each, published in self.published_tables.items() if each != name}
+            self.published_tables = MappingProxyType(rest)
+            host = self._host
+        if host is not None:
+            host.withdraw(table)
 
     def _running(self) -> _Host:
         if self._host is None:
@@ -167,6 +216,7 @@ class _Host:
         self._timers: list[Timer] = []
         self._running_tasks = 0
         self._early: list[Callable[[], None]] | None = []  # hooks that wait for on_start to end
+        self._released = False  # set once, before the tables are taken off the node
 
     # Life
 
@@ -215,6 +265,7 @@ class _Host:
         self._release()
 
     def _release(self) -> None:
+        self._released = True
         with self._lock:
             replicas, self._replicas = self._replicas, []
         for replica in replicas:
@@ -224,6 +275,25 @@ class _Host:
         self.status = "stopped"
         self.service._host = None
 
+    # Tables that come and go while the service runs
+
+    def publish(self, table: PublishedTable) -> None:
+        """Publish a table, unless it has been removed, or the service stopped, meanwhile."""
+        self.runtime.publisher.add(table)
+        if self._released or self.service.published_tables.get(table.name) is not table:
+            self.runtime.publisher.remove(table)
+        self._tables_changed()
+
+    def withdraw(self, table: PublishedTable) -> None:
+        """Publish a table no more."""
+        self.runtime.publisher.remove(table)
+        self._tables_changed()
+
+    def _tables_changed(self) -> None:
+        if self.status == "running":  # before, nothing is offered yet; afterwards, nothing is any more
+            self.runtime.announce()
+            self.runtime.hub.published()
+
     # Subscriptions
 
     def subscribed(self) -> list[tuple[str, str]]:
@@ -231,15 +301,29 @@ class _Host:
         with self._lock:
             return sorted({(replica.service_id, replica.table) for replica in self._replicas})
 
-    def subscribe(self, service_id: str, table: str, callback: Callable[[Change], Any] | None) -> Replica:
+    def subscribe(
+        self,
+        service_id: str,
+        table: str,
+        callback: Callable[[Change], Any] | None,
+        on_state: Callable[[ReplicaState], Any] | None = None,
+        patient: bool = False,
+    ) -> Replica:
         """Follow a table; raise `NoSuchTable` when its service is known to have none of that name."""
         identifier("service_id", service_id)
         identifier("table name", table)
-        self.runtime.check_table(service_id, table)
-        return self._follow(service_id, table, callback)
+        if not patient:
+            self.runtime.check_table(service_id, table)
+        return self._follow(service_id, table, callback, on_state)
 
-    def _follow(self, service_id: str, table: str, callback: Callable[[Change], Any] | None) -> Replica:
-        replica = self.runtime.hub.subscribe(service_id, table, callback, self.callbacks.put, self._call_back)
+    def _follow(
+        self,
+        service_id: str,
+        table: str,
+        callback: Callable[[Change], Any] | None,
+        on_state: Callable[[ReplicaState], Any] | None = None,
+    ) -> Replica:
+        replica = self.runtime.hub.subscribe(service_id, table, callback, on_state, self.callbacks.put, self._guard)
         with self._lock:
             self._replicas.append(replica)
         self.runtime.announce()
@@ -268,9 +352,6 @@ class _Host:
                 self.callbacks.put(job)
 
     # Running user code
-
-    def _call_back(self, callback: Callable[[Change], Any], change: Change) -> None:
-        self._guard(callback, change)
 
     def _guard(self, function: Callable[..., Any], *args: Any) -> None:
         try:

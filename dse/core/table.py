@@ -384,17 +384,19 @@ class Replica:
         table: str,
         shared: Shared,
         callback: Callable[[Change], Any] | None,
+        on_state: Callable[[ReplicaState], Any] | None,
         schedule: Callable[[Callable[[], None]], None],
-        run: Callable[[Callable[[Change], Any], Change], None],
+        run: Callable[..., None],
     ) -> None:
         self.service_id = service_id
         self.table = table
         self._shared = shared
         self._callback = callback
+        self._on_state = on_state
         self._schedule = schedule
         self._run = run
         self._lock = threading.Lock()
-        self._waiting: deque[Delta] = deque()
+        self._waiting: deque[Delta | ReplicaState] = deque()
         self._closed = False
 
     def __repr__(self) -> str:
@@ -468,16 +470,29 @@ class Replica:
         if self._callback is None or not (delta.added or delta.removed):
             return
         with self._lock:
-            if len(self._waiting) >= _CALLBACK_QUEUE:
-                last = self._waiting.pop()
-                delta = Delta(
+            waiting = self._waiting
+            if len(waiting) >= _CALLBACK_QUEUE and isinstance(last := waiting[-1], Delta):
+                waiting[-1] = Delta(
                     (last.added - delta.removed) | (delta.added - last.removed),
                     (last.removed - delta.added) | (delta.removed - last.added),
                     delta.version,
                 )
-                self._waiting.append(delta)
                 return
-            self._waiting.append(delta)
+            waiting.append(delta)
+        self._schedule(self._call_back)
+
+    def turned(self, state: ReplicaState) -> None:
+        """Queue a new state for `on_state`, behind the differences that led to it."""
+        if self._on_state is None:
+            return
+        with self._lock:
+            waiting = self._waiting
+            if len(waiting) >= 2 * _CALLBACK_QUEUE:  # far behind: of the states, the last one counts
+                for place in reversed(range(len(waiting))):
+                    if isinstance(waiting[place], ReplicaState):
+                        waiting[place] = state
+                        return
+            waiting.append(state)
         self._schedule(self._call_back)
 
     def close(self) -> None:
@@ -490,10 +505,13 @@ class Replica:
         with self._lock:
             if self._closed or not self._waiting:
                 return
-            delta = self._waiting.popleft()
-        assert self._callback is not None
-        if delta.added or delta.removed:
-            change = Change(self.service_id, self.table, delta.added, delta.removed, delta.version)
+            item = self._waiting.popleft()
+        if isinstance(item, ReplicaState):
+            assert self._on_state is not None
+            self._run(self._on_state, item)
+        elif item.added or item.removed:
+            assert self._callback is not None
+            change = Change(self.service_id, self.table, item.added, item.removed, item.version)
             self._run(self._callback, change)
 
 

@@ -79,8 +79,10 @@ class Publisher:
         self._connected = True
 
     def add(self, table: PublishedTable) -> None:
-        """Publish a table from now on."""
+        """Publish a table from now on; idempotent."""
         with self._lock:
+            if table in self._timers_of:
+                return
             self._tables[table.service_id, table.name] = table
             self._timers_of[table] = self._timers.timer(lambda: self._control.put(table.tick))
             until, orphans = self._orphans.pop((table.service_id, table.name), (0.0, []))
@@ -90,12 +92,14 @@ class Publisher:
             table.disconnected()
 
     def remove(self, table: PublishedTable) -> None:
-        """Publish a table no more."""
+        """Publish a table no more; idempotent. Another one of its name stays."""
         with self._lock:
-            self._tables.pop((table.service_id, table.name), None)
             timer = self._timers_of.pop(table, None)
-        if timer is not None:
-            self._timers.cancel(timer)
+            if timer is None:
+                return
+            if self._tables.get((table.service_id, table.name)) is table:
+                del self._tables[table.service_id, table.name]
+        self._timers.cancel(timer)
         table.flush()
         subscribers = table.detach()
         now, key = self.now(), (table.service_id, table.name)
@@ -300,8 +304,9 @@ class ReplicaHub:
         service_id: str,
         table: str,
         callback: Callable[[Change], Any] | None,
+        on_state: Callable[[ReplicaState], Any] | None,
         schedule: Callable[[Callable[[], None]], None],
-        run: Callable[[Callable[[Change], Any], Change], None],
+        run: Callable[..., None],
     ) -> Replica:
         """Return a replica; the copy behind it is made if this is the first on the node."""
         key = (service_id, table)
@@ -317,7 +322,7 @@ class ReplicaHub:
                     shared = _SharedReplica(machine, self._timers.timer(lambda: None))
                     shared.timer.callback = self._ticker(shared)
                     self._shared[key] = self._by_number[number] = shared
-            replica = Replica(service_id, table, shared, callback, schedule, run)
+            replica = Replica(service_id, table, shared, callback, on_state, schedule, run)
             with shared.changed:
                 if shared.closed:
                     continue  # the last subscriber left at this moment
@@ -325,6 +330,7 @@ class ReplicaHub:
                 machine = shared.machine
                 if len(machine._rows):
                     replica.deliver(Delta(frozenset(machine._rows), frozenset(), machine.version))
+                replica.turned(machine.state)
             self._update(shared)
             return replica
 
@@ -443,6 +449,9 @@ class ReplicaHub:
             for delta in deltas:
                 for handle in shared.handles:
                     handle.deliver(delta)
+            if machine.state is not before:
+                for handle in shared.handles:
+                    handle.turned(machine.state)
             if deltas or machine.state is not before:
                 shared.changed.notify_all()
             if machine.wakeup != shared.wakeup:
