@@ -160,7 +160,15 @@ class NodeIdClash(DseError):
 
 
 class ConfigError(DseError, ValueError):
-    """A name, option or definition is not usable."""
+    """A name, option or definition is not usable.
+
+    `key` is where in the options of a service the culprit stands, as in ``("tables", "machines", "path")``; () if the
+    message says it all.
+    """
+
+    def __init__(self, message: str, *, key: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.key = key
 
 
 class Untrusted(DseError):
