@@ -66,7 +66,10 @@ class DataService:
         self.service_id = service_id
         self._tables_lock = threading.Lock()  # protects what published_tables is bound to; the mappings never change
         self.published_tables: Mapping[str, PublishedTable] = MappingProxyType(
-            {name: PublishedTable(service_id, name, table.columns) for name, table in self._declared.items()}
+            {
+                name: PublishedTable(service_id, name, table.columns, table.pending)
+                for name, table in self._declared.items()
+            }
         )
         self.methods: Mapping[str, Method] = MappingProxyType(
             {name: Method(service_id, getattr(self, name)) for name in self._rpc_names}
@@ -156,15 +159,15 @@ class DataService:
         """Follow a table no more; its callback is not called again (one that runs may end later)."""
         self._running().unsubscribe(replica)
 
-    def add_table(self, name: str, *columns: str, rows: Iterable[Any] = ()) -> PublishedTable:
+    def add_table(self, name: str, *columns: str, rows: Iterable[Any] = (), pending: bool = False) -> PublishedTable:
         """Publish one more table, while the service runs too; return it.
 
-        For tables that are known only at run time; those that are known earlier are declared as `Table`. `rows` are in
-        it before anybody sees it. Raises `ConfigError` for a name or column that is no identifier, `RowError`, and
-        `TableError` when there is a table of that name.
+        For tables that are known only at run time; those that are known earlier are declared as `Table`, which says
+        what `pending` means. `rows` are in it before anybody sees it. Raises `ConfigError` for a name or column that is
+        no identifier, `RowError`, and `TableError` when there is a table of that name.
         """
         declared = Table(*columns)
-        table = PublishedTable(self.service_id, identifier("table name", name), declared.columns)
+        table = PublishedTable(self.service_id, identifier("table name", name), declared.columns, pending)
         table.insert(rows)
         with self._tables_lock:
             if name in self.published_tables:

@@ -55,10 +55,12 @@ class Change:
 class Table:
     """Declares a published table in the body of a `DataService`; its columns are named.
 
-    On the service's instances the name is a `PublishedTable`.
+    pending: what its rows are is not known when the service starts. Replicas are SYNCING, with the rows they had, until
+    it is written to for the first time; without it they would be LIVE with none. On the service's instances the name is
+    a `PublishedTable`.
     """
 
-    def __init__(self, *columns: str) -> None:
+    def __init__(self, *columns: str, pending: bool = False) -> None:
         if not columns:
             raise ConfigError("a table has at least one column")
         for column in columns:
@@ -66,6 +68,7 @@ class Table:
         if len(set(columns)) != len(columns):
             raise ConfigError(f"a table's columns have different names, not {', '.join(columns)}")
         self.columns = columns
+        self.pending = pending
         self.name = ""
 
     def __set_name__(self, owner: type, name: str) -> None:
@@ -119,10 +122,11 @@ class PublishedTable:
     are many, or no more come.
     """
 
-    def __init__(self, service_id: str, name: str, columns: tuple[str, ...]) -> None:
+    def __init__(self, service_id: str, name: str, columns: tuple[str, ...], pending: bool = False) -> None:
         self.service_id = service_id
         self.name = name
         self.columns = columns
+        self._pending = pending  # whether each life begins so
         self._lock = threading.Lock()
         self._log = TableLog(service_id, name, columns, "", uuid.uuid4().hex[:16])
         self._outlet: Outlet | None = None
@@ -183,6 +187,7 @@ class PublishedTable:
             self._log = TableLog(
                 self.service_id, self.name, self.columns, outlet.instance, outlet.new_epoch(), outlet.sizes
             )
+            self._log.pending = self._pending
             self._outlet = outlet
             self._outbox.clear()
         self._serve(lambda log, now: log.adopt(now, old, subscribers))

@@ -16,6 +16,8 @@ Rules:
    tell.
 7. A subscriber whose node was taken for dead and is heard again within `LEASE` seconds is one again, and is told the
    tip: it does not know that changes passed it by. After an outage of this node all subscribers are told the tip.
+8. A life may begin `pending`: what the rows are is not known yet. Who asks is a subscriber, and is answered when the
+   first change is made, also one that changes nothing.
 """
 
 from __future__ import annotations
@@ -96,6 +98,8 @@ class TableLog:
     seq: int = 0
     digest: int = 0
     subscribers: dict[str, float] = field(default_factory=dict)  # instance -> when its lease ends
+    pending: bool = False
+    _asked: dict[str, SyncRequest] = field(default_factory=dict)  # instance -> what it asked last while pending
     _rows: set[Row] = field(default_factory=set)
     _view: weakref.ref[RowsView] | None = None
     _log: deque[bytes] = field(default_factory=deque)
@@ -158,6 +162,14 @@ class TableLog:
         return row_rules.check_shape(name, self.columns, row_rules.read_rows(name, self.columns, rows))
 
     def _change(self, now: float, added: set[Row], removed: set[Row]) -> tuple[ChangeMessage | None, list[Send]]:
+        if self.pending:
+            change, _ = self._make(now, added, removed)  # nobody has a copy that it could be applied to
+            self.pending = False
+            asked, self._asked = self._asked, {}
+            return change, [send for request in asked.values() for send in self.sync(now, request)]
+        return self._make(now, added, removed)
+
+    def _make(self, now: float, added: set[Row], removed: set[Row]) -> tuple[ChangeMessage | None, list[Send]]:
         if not added and not removed:
             return None, []
         # Everything that can refuse comes before anything is altered.
@@ -196,6 +208,9 @@ class TableLog:
         self._snapshots.pop(request.instance, None)
         self._tip_delay = TIP_FIRST
         self._tip_at = min(self._tip_at, now + TIP_FIRST)
+        if self.pending:
+            self._asked[request.instance] = request
+            return []
         missing = self.seq - request.seq
         if request.epoch == self.epoch and 0 <= missing <= len(self._log):
             return [self._catch_up(request, missing)]
@@ -281,6 +296,7 @@ class TableLog:
 
     def _remove(self, instance: str) -> None:
         self.subscribers.pop(instance, None)
+        self._asked.pop(instance, None)
         self._snapshots.pop(instance, None)
         if not self._snapshots:
             self._frozen = None

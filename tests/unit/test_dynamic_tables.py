@@ -204,3 +204,57 @@ def test_many_threads_make_and_remove_tables_of_one_name(desk: Desk, reader: Dat
         desk.remove_table("busy")
     desk.add_table("busy", "a").insert([(-1,)])
     replica.wait(lambda replica: replica.state is ReplicaState.LIVE and replica.rows == {(-1,)}, PATIENCE)
+
+
+class Meter(DataService):
+    readings = Table("value", pending=True)
+
+
+def test_a_pending_table_is_live_for_nobody_before_it_is_written_to(desk: Desk, reader: DataService) -> None:
+    made = desk.add_table("made", "a", pending=True)
+    story = Story()
+    replica = reader.subscribe("desk", "made", story.change, on_state=story.state, patient=True)
+    desk.wait_hooks(("first", "made"))
+    with pytest.raises(TimeoutError, match="SYNCING"):
+        replica.wait(ReplicaState.LIVE, 0.3)
+    made.insert([(1,), (2,)])
+    live(replica)
+    made.delete([(1,)])
+    story.wait(lambda told: told == [ReplicaState.SYNCING, ([(1,), (2,)], []), ReplicaState.LIVE, ([], [(1,)])])
+
+
+def test_a_pending_table_that_is_found_to_be_empty_is_live(desk: Desk, reader: DataService) -> None:
+    made = desk.add_table("made", "a", pending=True)
+    replica = reader.subscribe("desk", "made", patient=True)
+    desk.wait_hooks(("first", "made"))
+    assert replica.state is ReplicaState.SYNCING
+    assert not made.replace([])
+    live(replica)
+    assert len(replica) == 0
+
+
+def test_followers_keep_their_rows_while_a_restarted_publisher_does_not_know_its_own(url: str) -> None:
+    story, reader = Story(), DataService("reader")
+    with Node(url, services=[reader]) as node:
+        first = Meter("meter")
+        with Node(url, services=[first]):
+            node.wait_for("meter", PATIENCE)
+            first.readings.insert([(1,), (2,)])
+            replica = live(reader.subscribe("meter", "readings", story.change))
+        second = Meter("meter")
+        with Node(url, services=[second]):
+            replica.wait(ReplicaState.SYNCING, PATIENCE)
+            assert replica.rows == {(1,), (2,)}
+            second.readings.replace([(2,), (3,)])
+            replica.wait(lambda replica: replica.state is ReplicaState.LIVE and (3,) in replica, PATIENCE)
+    assert story.told == [([(1,), (2,)], []), ([(3,)], [(1,)])]
+
+
+def test_who_waits_for_a_pending_table_and_leaves_is_forgotten(desk: Desk, reader: DataService) -> None:
+    made = desk.add_table("made", "a", pending=True)
+    replica = reader.subscribe("desk", "made", patient=True)
+    desk.wait_hooks(("first", "made"))
+    reader.unsubscribe(replica)
+    desk.wait_hooks(("first", "made"), ("last", "made"))
+    made.insert([(1,)])
+    assert made.subscribers == 0
