@@ -54,6 +54,7 @@ __all__ = [
     "encode",
     "encode_body",
     "encode_changes",
+    "encode_reply",
     "frame_of",
     "instance_address",
     "service_address",
@@ -336,6 +337,11 @@ def frame_of(body: bytes) -> bytes:
 def encode(message: Message) -> bytes:
     """Encode a message into a frame."""
     return _VERSION + _encoder.encode(message)
+
+
+def encode_reply(call_id: int, result: Any) -> bytes:
+    """Encode a `Reply` into a frame; raises what msgspec raises for a result that cannot be encoded."""
+    return _VERSION + _encoder.encode((Reply.__struct_config__.tag, call_id, result))
 
 
 def decode(frame: bytes) -> Message:

@@ -26,10 +26,11 @@ from dse.core.messages import (
     Reply,
     Request,
     UnknownCall,
+    encode_reply,
     instance_address,
     service_address,
 )
-from dse.core.methods import CallContext, Method, call_context, set_call_context
+from dse.core.methods import Method, current_request, set_current_request
 from dse.core.threads import AsyncLoop, Pool, SerialQueue, Timers
 from dse.core.transport import Address
 from dse.core.wire import Wire
@@ -110,29 +111,38 @@ class Outcome:
 
 
 class _Answer:
-    """Where a waiting thread finds its answer: cheaper than a Future, for one waiter."""
+    """Where a waiting thread finds its answer: cheaper than a Future, for one waiter.
 
-    __slots__ = ("_ready", "done", "error", "result")
+    A thread that leads (`dse.core.receiving`) sees it `done` when it has received it; any other waits on a lock, which
+    is made for that. It is there before `done` is looked at, and `done` is set before that is: nobody waits in vain.
+    """
 
-    def __init__(self) -> None:
-        self._ready = threading.Lock()
-        self._ready.acquire()
-        self.done = False
-        self.result: Any = None
-        self.error: BaseException | None = None
+    done = False
+    result: Any = None
+    error: BaseException | None = None
+    _ready: threading.Lock | None = None
 
     def set_result(self, result: Any) -> None:
         self.result = result
-        self.done = True
-        self._ready.release()
+        self._set()
 
     def set_exception(self, error: BaseException) -> None:
         self.error = error
-        self.done = True
-        self._ready.release()
+        self._set()
 
     def wait(self, timeout: float) -> bool:
-        return self.done or self._ready.acquire(timeout=timeout)
+        ready = self._ready
+        if ready is None:
+            ready = threading.Lock()
+            ready.acquire()
+            self._ready = ready
+        return self.done or ready.acquire(timeout=timeout)
+
+    def _set(self) -> None:
+        self.done = True
+        ready = self._ready
+        if ready is not None:
+            ready.release()
 
 
 class _CallFuture(Future[Any]):
@@ -162,17 +172,16 @@ Handle = _Answer | Future[Any]
 class _Waiting:
     """A call as the client holds it: what is needed to send it again."""
 
-    __slots__ = ("answer", "args", "call", "idempotent", "node_id", "timeout", "tried", "waits_for")
     call: Call  # the latest attempt
+    idempotent = False
+    waits_for = ""  # why it is parked
 
     def __init__(self, answer: Handle, args: msgspec.Raw, node_id: str | None, timeout: float) -> None:
         self.answer = answer
         self.args = args
         self.node_id = node_id  # the caller insists on this node
         self.timeout = timeout
-        self.idempotent = False
         self.tried: set[str] = set()
-        self.waits_for = ""  # why it is parked
 
 
 class RpcClient:
@@ -337,8 +346,8 @@ class RpcClient:
     def _request(
         self, call_id: int, service: str | None, method: str, args: msgspec.Raw, left: float, anycast: bool
     ) -> Request:
-        context = call_context()
-        trace = dict(context.trace) if context is not None and context.trace else None
+        running = current_request()
+        trace = dict(running.trace) if running is not None and running.trace else None
         return Request(call_id, self._wire.instance, self._node_id, service, method, args, left, anycast, trace)
 
     def _is_known(self, node_id: str) -> bool:
@@ -605,7 +614,8 @@ class RpcServer:
         self._max_pending = max_pending
         self._find = find
         self._now = now
-        self._lock = threading.Condition()
+        self._lock = threading.Lock()
+        self._ended = threading.Condition(self._lock)
         self._active: set[tuple[str, int]] = set()
         self._waiting = 0  # accepted and not yet begun
         self._coroutines = 0  # on the event loop, begun or not
@@ -621,11 +631,12 @@ class RpcServer:
         if self._loop.is_current:
             return
         with self._lock:
-            self._lock.wait_for(lambda: not self._coroutines, max(0.0, deadline - time.monotonic()))
+            self._ended.wait_for(lambda: not self._coroutines, max(0.0, deadline - time.monotonic()))
 
     def requested(self, request: Request, *, inline: bool = False) -> None:
         """Take a request from the bus; never blocks for long. inline: the calling thread may be relieved."""
-        deadline = self._now() + request.timeout
+        now = self._now()
+        deadline = now + request.timeout
         if self._stopping:
             self._refuse(request, _STOPPING, f"node {self._node_id!r} is stopping")
             return
@@ -643,7 +654,7 @@ class RpcServer:
         if inline and method.briefness.proved and self._pool.has_room and not (request.anycast or method.is_async):
             if request.id:
                 self._active.add(key)
-            self._inline.run(lambda: self._run(request, method, deadline), method.briefness)
+            self._inline.run(method.briefness, now, self._run, request, method, deadline)
             return
         with self._lock:
             accepted = self._waiting < self._max_pending
@@ -692,7 +703,7 @@ class RpcServer:
     def _coroutine_ended(self, _: object = None) -> None:
         with self._lock:
             self._coroutines -= 1
-            self._lock.notify_all()
+            self._ended.notify_all()
 
     def _run_waiting(self, request: Request, method: Method, deadline: float) -> None:
         self._begun()
@@ -703,14 +714,14 @@ class RpcServer:
         if began >= deadline:
             self._forget(request)
             return
-        set_call_context(CallContext(request.node_id, request.instance, request.trace or {}))
-        answer: Reply | Failure
+        set_current_request(request)
+        answer: bytes | Failure
         try:
-            answer = self._reply(request, method.function(**method.bind(request.args)))
+            answer = encode_reply(request.id, method.function(**method.bind(request.args)))
         except BaseException as error:
             answer = self._failure(request, method, error)
         finally:
-            set_call_context(None)
+            set_current_request(None)
         method.briefness.took(self._now() - began)
         self._answer(request, answer)
 
@@ -719,16 +730,13 @@ class RpcServer:
         if self._now() >= deadline:
             self._forget(request)
             return
-        set_call_context(CallContext(request.node_id, request.instance, request.trace or {}))
-        answer: Reply | Failure
+        set_current_request(request)
+        answer: bytes | Failure
         try:
-            answer = self._reply(request, await method.function(**method.bind(request.args)))
+            answer = encode_reply(request.id, await method.function(**method.bind(request.args)))
         except BaseException as error:
             answer = self._failure(request, method, error)
         self._answer(request, answer)
-
-    def _reply(self, request: Request, result: Any) -> Reply:
-        return Reply(request.id, msgspec.Raw(_encode(result)))
 
     def _failure(self, request: Request, method: Method, error: BaseException) -> Failure:
         where = f"{method.owner}.{method.name}"
@@ -749,12 +757,16 @@ class RpcServer:
         message, text = _sendable(str(error)[:_MAX_MESSAGE]), _sendable(text[-_MAX_TRACEBACK:])
         return Failure(request.id, _REMOTE, message, name, text, args)
 
-    def _answer(self, request: Request, answer: Reply | Failure | Accepted) -> None:
+    def _answer(self, request: Request, answer: bytes | Failure | Accepted) -> None:
+        """Send an answer, or the frame of one."""
         if not request.id:
             return
-        address = instance_address(request.instance)
+        address, ttl = instance_address(request.instance), max(1.0, request.timeout)
         try:
-            self._wire.send(address, answer, ttl=max(1.0, request.timeout))
+            if isinstance(answer, bytes):
+                self._wire.send_frame(address, answer, ttl=ttl)
+            else:
+                self._wire.send(address, answer, ttl=ttl)
         except FrameTooLarge as error:
             _log.warning("the result of %s.%s is too large: %s", request.service, request.method, error)
             self._send(address, Failure(request.id, _REMOTE, str(error), "dse.errors.FrameTooLarge"))

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Publisher", "ReplicaHub"]
 
-HOLD = 0.002  # seconds that changes which come fast are held back at most, so that they go out together
+HOLD = 0.0005
 RENEW = 20.0  # seconds between two renewals of all subscriptions
 MAX_ORPHANS = 10_000
 

@@ -305,7 +305,8 @@ class FakeBroker:
     def publish(self, sender: _FakeSession, address: Address, data: bytes) -> None:
         """Route data to whoever listens."""
         with self.lock:
-            self._check(sender)
+            if sender.failure is not None:
+                self._check(sender)
             parcel = Parcel(sender, address, data, next(sender.transport.sequence))
             if sender.cut:
                 sender.holes = True
