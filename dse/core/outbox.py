@@ -27,7 +27,8 @@ class Outbox(Generic[T]):
     """Items on their way to one connection, in order.
 
     lock: the connection's, held while `write` is called with the items; `write` raises when the connection is lost.
-    Whoever holds it for anything else, were it to read, calls `flush` afterwards: a sender that found it taken has left.
+    Whoever holds it for anything else, were it to read, calls `flush` afterwards: a sender that found it taken has
+    left.
     patience: seconds that a thread waits for its turn to write when too much waits already.
 
     Lock: none of its own. ``_items`` is appended to by anybody, and taken from with `lock` held.

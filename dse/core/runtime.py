@@ -34,6 +34,9 @@ from dse.core.messages import (
     Leave,
     Message,
     NoTable,
+    PlainChange,
+    PlainChanges,
+    PlainChunk,
     Probe,
     Renew,
     Reply,
@@ -346,7 +349,9 @@ class Runtime:
             Probe: lambda _, m: server.probed(m),
             UnknownCall: lambda _, m: client.unknown(m),
             ChangeMessage: hub.heard,
+            PlainChange: hub.heard,
             Changes: hub.heard,
+            PlainChanges: hub.heard,
             Tip: lambda a, m: hub.heard(a, m) if a.delivery is Delivery.FANOUT else hub.tipped(m),
             SyncRequest: lambda _, m: publisher.sync_requested(m),
             SnapshotCredit: lambda _, m: publisher.credited(m),
@@ -354,7 +359,8 @@ class Runtime:
             Renew: lambda _, m: publisher.renewed(m),
         }
         handlers |= dict.fromkeys((Heartbeat, Leave, Clash, Catalogue, CatalogueRequest), lambda _, m: bus.heard(m))
-        handlers |= dict.fromkeys((CatchUp, SnapshotBegin, SnapshotChunk, NoTable), lambda _, m: hub.answered(m))
+        answers = (CatchUp, SnapshotBegin, SnapshotChunk, PlainChunk, NoTable)
+        handlers |= dict.fromkeys(answers, lambda _, m: hub.answered(m))
         return handlers
 
     def _dispatch(self, address: Address, message: Message) -> None:
