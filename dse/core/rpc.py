@@ -173,7 +173,7 @@ class _Waiting:
     """A call as the client holds it: what is needed to send it again."""
 
     call: Call  # the latest attempt
-    idempotent = False
+    member: Member | None = None  # who was chosen last, as far as somebody was
     waits_for = ""  # why it is parked
 
     def __init__(self, answer: Handle, args: msgspec.Raw, node_id: str | None, timeout: float) -> None:
@@ -182,6 +182,13 @@ class _Waiting:
         self.node_id = node_id  # the caller insists on this node
         self.timeout = timeout
         self.tried: set[str] = set()
+
+    @property
+    def idempotent(self) -> bool:
+        """Whether the method may run twice, by what the node that was chosen last says of it."""
+        offer = self.member.services.get(self.call.service or "") if self.member is not None else None
+        info = offer.rpc_methods.get(self.call.method) if offer is not None else None
+        return info is not None and info.idempotent
 
 
 class RpcClient:
@@ -316,9 +323,8 @@ class RpcClient:
         elif self._wire.instance not in waiting.tried and self._has_local(call.service):
             call.instance, call.node_id = self._wire.instance, self._node_id
         elif (member := self.pick(call.service, waiting.tried)) is not None:
+            waiting.member = member
             call.instance, call.node_id = member.instance, member.node_id
-            info = member.services[call.service].rpc_methods.get(call.method)
-            waiting.idempotent = info is not None and info.idempotent
         elif self._reports_undeliverable and not waiting.tried:
             anycast = True  # nobody known yet: the bus may know more than the control bus has told so far
             waiting.tried.add(_ANYBODY)
@@ -361,9 +367,8 @@ class RpcClient:
             if call.service is None:
                 raise NodeLost(f"node {node_id!r} is not on the bus")
             raise NoSuchService(f"{call.service}: node {node_id!r} is not on the bus")
-        if call.service is not None and member.services and call.service in member.services:
-            info = member.services[call.service].rpc_methods.get(call.method)
-            call.handle.idempotent = info is not None and info.idempotent
+        if call.service is not None and call.service in member.services:
+            call.handle.member = member
         return member.instance
 
     def _no_service(self, call: Call) -> NoSuchService:
