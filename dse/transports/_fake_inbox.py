@@ -50,8 +50,11 @@ class Inbox(Generic[T]):
         if items:
             return items.popleft()
         pipe = self._pipe
+        if pipe is None:
+            return None
+        pipe.drain()  # before others can see that they are to write
         self.waits = True
-        if not items and pipe is not None:
+        if not items:
             pipe.wait(timeout)
         self.waits = False
         return items.popleft() if items else None
@@ -70,9 +73,10 @@ class Inbox(Generic[T]):
 class _Pipe:
     """Closed with the last reference to it: nobody writes to, or reads from, what may be another file by then."""
 
-    __slots__ = ("_ends", "_poll")
+    __slots__ = ("_ends", "_full", "_poll")
 
     def __init__(self) -> None:
+        self._full = False  # there is something to read
         self._ends: tuple[int, ...] = ()
         self._ends = os.pipe()
         os.set_blocking(self._ends[1], False)
@@ -84,7 +88,12 @@ class _Pipe:
             os.write(self._ends[1], b"\0")
 
     def wait(self, timeout: float) -> None:
-        if self._poll.poll(timeout * 1000):
+        """Wait for a write; what was written is left for `drain`, which has time."""
+        self._full = bool(self._poll.poll(timeout * 1000))
+
+    def drain(self) -> None:
+        if self._full:
+            self._full = False
             os.read(self._ends[0], _READ)
 
     def close(self) -> None:
