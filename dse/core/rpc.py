@@ -170,14 +170,29 @@ Handle = _Answer | Future[Any]
 
 
 class _Waiting:
-    """A call as the client holds it: what is needed to send it again."""
+    """A call as the client holds it: what is needed to send it again.
 
-    call: Call  # the latest attempt
+    The `Call` has it as its handle, and it knows that one by number: two that know each other would be left to the
+    garbage collector.
+    """
+
     member: Member | None = None  # who was chosen last, as far as somebody was
     waits_for = ""  # why it is parked
 
-    def __init__(self, answer: Handle, args: msgspec.Raw, node_id: str | None, timeout: float) -> None:
+    def __init__(
+        self,
+        call_id: int,
+        answer: Handle,
+        service: str | None,
+        method: str,
+        args: msgspec.Raw,
+        node_id: str | None,
+        timeout: float,
+    ) -> None:
+        self.call_id = call_id  # of the latest attempt
         self.answer = answer
+        self.service = service
+        self.method = method
         self.args = args
         self.node_id = node_id  # the caller insists on this node
         self.timeout = timeout
@@ -186,8 +201,8 @@ class _Waiting:
     @property
     def idempotent(self) -> bool:
         """Whether the method may run twice, by what the node that was chosen last says of it."""
-        offer = self.member.services.get(self.call.service or "") if self.member is not None else None
-        info = offer.rpc_methods.get(self.call.method) if offer is not None else None
+        offer = self.member.services.get(self.service or "") if self.member is not None else None
+        info = offer.rpc_methods.get(self.method) if offer is not None else None
         return info is not None and info.idempotent
 
 
@@ -240,18 +255,17 @@ class RpcClient:
         """Call and wait; the timeout is kept by the calling thread itself, whatever the others do."""
         self._inline.relieve_caller()
         answer = _Answer()
-        waiting = self._begin(service, method, args, timeout, node_id, answer)
-        call = waiting.call
+        call = self._begin(service, method, args, timeout, node_id, answer)
         left = max(0.0, call.deadline - self._timers.now())
         # What comes from this very node does not come over the transport.
         over_the_bus = call.sent and call.instance != self._wire.instance
         if not (self._wire.transport.wait(answer, left) if over_the_bus else answer.wait(left)):
             with self._lock:
-                call = waiting.call
-                taken = self._pending.take(call.id)
-                self._parked.pop(call.id, None)
+                call_id = call.handle.call_id
+                taken = self._pending.take(call_id)
+                self._parked.pop(call_id, None)
             if taken is not None:
-                raise self._timed_out(call)
+                raise self._timed_out(taken)
             answer.wait(5.0)  # it is being answered at this moment
         if answer.error is not None:
             raise answer.error
@@ -287,10 +301,11 @@ class RpcClient:
 
     def _begin(
         self, service: str | None, method: str, args: msgspec.Raw, timeout: float, node_id: str | None, answer: Handle
-    ) -> _Waiting:
+    ) -> Call:
         now = self._timers.now()
-        waiting = _Waiting(answer, args, node_id, timeout)
-        call = waiting.call = Call(next(self._ids), service, method, now, now + timeout, None, None, waiting)
+        number = next(self._ids)
+        waiting = _Waiting(number, answer, service, method, args, node_id, timeout)
+        call = Call(number, service, method, now, now + timeout, None, None, waiting)
         with self._lock:
             if self._closed is not None:
                 raise self._closed
@@ -307,7 +322,7 @@ class RpcClient:
             if taken is not None:
                 raise
             _log.debug("call %d had ended when sending it failed: %s", call.id, error)
-        return waiting
+        return call
 
     def _dispatch(self, call: Call) -> None:
         """Choose who gets the request, and send it; raise when nobody can."""
@@ -513,7 +528,7 @@ class RpcClient:
             if self._pending.take(call.id) is None:
                 return
             self._pending.add(fresh)
-            call.handle.call = fresh
+            call.handle.call_id = fresh.id
         try:
             self._dispatch(fresh)
         except Exception as reason:
