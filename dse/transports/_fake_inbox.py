@@ -15,6 +15,7 @@ from typing import Generic, TypeVar
 
 __all__ = ["Inbox"]
 
+_LONGEST = 3600.0  # seconds: the system counts them in milliseconds, up to 2**31
 _READ = 512  # bytes: wake-ups that came too late to be needed are read with the next
 
 T = TypeVar("T")
@@ -45,7 +46,10 @@ class Inbox(Generic[T]):
             pipe.write()
 
     def get(self, timeout: float) -> T | None:
-        """Return the oldest item, waiting for one as long as `timeout` seconds; None when there is none."""
+        """Return the oldest item, waiting for one as long as `timeout` seconds at most; None when there is none.
+
+        It may be None sooner: who was to wake it up was late, and what it was about had been taken.
+        """
         items = self._items
         if items:
             return items.popleft()
@@ -89,7 +93,7 @@ class _Pipe:
 
     def wait(self, timeout: float) -> None:
         """Wait for a write; what was written is left for `drain`, which has time."""
-        self._full = bool(self._poll.poll(timeout * 1000))
+        self._full = bool(self._poll.poll(min(timeout, _LONGEST) * 1000))
 
     def drain(self) -> None:
         if self._full:

@@ -67,6 +67,20 @@ def test_who_sleeps_is_woken_up() -> None:
     inbox.close()
 
 
+def test_a_wait_may_be_of_any_length() -> None:
+    inbox: Inbox[int] = Inbox()
+    got: list[int | None] = []
+    thread = threading.Thread(target=lambda: got.append(inbox.get(1e12)))
+    thread.start()
+    while not inbox.waits and thread.is_alive():
+        time.sleep(0.001)
+    inbox.put(1)
+    inbox.wake()
+    thread.join(10)
+    assert got == [1]
+    inbox.close()
+
+
 def test_a_wake_up_that_nobody_needs_does_no_harm() -> None:
     inbox: Inbox[int] = Inbox()
     thread, got = asleep(inbox)
