@@ -54,8 +54,7 @@ def _pages(results: dict[str, Any]) -> list[str]:
         lines = [
             "## Fan-out",
             "",
-            "Messages of 10 rows a second, until all receivers have them: median, and the slowest",
-            "round.",
+            "Messages of 10 rows a second, until all receivers have them: median (slowest round).",
             "",
         ]
         lines += ["| | to 1 | to 8 | to 32 |", "| --- | --- | --- | --- |"]
