@@ -1,20 +1,22 @@
 """What tables cost: changes, replacements, first syncs, memory, idle nodes, many services; and the floors beside them.
 
-dse_tables.py OPERATIONS URL NAME     (publish, follow, alone, idle, floor_send, many)
+dse_tables.py OPERATIONS URL NAME     (publish, follow, alone, idle, idle_reader, floor_send, floor_receive, many, …)
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import itertools
 import socket
-import statistics
 import sys
 import time
+import uuid
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
-from worker import ARGS, obey, resident
+from worker import ARGS, obey, one_at_a_time, resident, rows_of
 
 from dse import DataService, Node, ReplicaState, Table, rpc
 
@@ -27,20 +29,12 @@ def rows(count: int) -> set[tuple[Any, ...]]:
 
 
 class Big(DataService):
-    """A table."""
+    """A table for each size."""
 
     items = Table("id", "name", "size", "flag")
     small = Table("id", "name", "size", "flag")
-
-
-def median(job: Callable[[], object], times: int) -> float:
-    """Return the seconds that a job takes, in the middle of so many times."""
-    took = []
-    for _ in range(times):
-        began = time.perf_counter()
-        job()
-        took.append(time.perf_counter() - began)
-    return statistics.median(took)
+    middle = Table("id", "name", "size", "flag")
+    large = Table("id", "name", "size", "flag")
 
 
 def alone(url: str, bus: str) -> None:
@@ -56,19 +50,26 @@ def alone(url: str, bus: str) -> None:
             return job
 
         def by_table_size(rounds: int) -> dict[str, list[float]]:
-            """Ten new rows in a table of a thousand rows and in one of a million, in turns."""
-            service.small.replace(rows(1000))
-            service.items.replace(rows(MILLION))
-            took: dict[str, list[float]] = {"1000": [], "1000000": []}
+            """Ten new rows in tables of a thousand rows to a million, in turns."""
+            tables = {1000: service.small, 10_000: service.middle, 100_000: service.large, MILLION: service.items}
+            for size, table in tables.items():
+                table.replace(rows(size))
+            took: dict[str, list[float]] = {str(size): [] for size in tables}
             for _ in range(rounds):
-                took["1000"].append(median(change(service.small, 10), 100))
-                took["1000000"].append(median(change(service.items, 10), 100))
+                for size, table in tables.items():
+                    took[str(size)] += one_at_a_time(change(table, 10), 100)
                 service.small.replace(rows(1000))
+                service.middle.replace(rows(10_000))
             return took
 
-        def by_change_size() -> dict[str, float]:
-            service.small.replace(rows(1000))
-            return {str(size): median(change(service.small, size), 60) for size in (1, 10, 100, 1000)}
+        def by_change_size(rounds: int) -> dict[str, list[float]]:
+            """One new row to a thousand in a table of a thousand, in turns."""
+            took: dict[str, list[float]] = {str(size): [] for size in (1, 10, 100, 1000)}
+            for _ in range(rounds):
+                for size in (1, 10, 100, 1000):
+                    service.small.replace(rows(1000))
+                    took[str(size)] += one_at_a_time(change(service.small, size), 20)
+            return took
 
         def replace(rounds: int) -> dict[str, list[float]]:
             """One row changed among a million, and one set difference of the same rows, in turns."""
@@ -79,9 +80,9 @@ def alone(url: str, bus: str) -> None:
                 row = next(iter(wanted))
                 wanted.remove(row)
                 wanted.add((row[0], f"changed-{number}", row[2], row[3]))
-                took["difference"].append(median(lambda: wanted - known, 1))
-                took["replace"].append(median(lambda: service.items.replace(wanted), 1))
-                took["difference"].append(median(lambda: wanted - known, 1))
+                took["difference"] += one_at_a_time(lambda: wanted - known, 1)
+                took["replace"] += one_at_a_time(lambda: service.items.replace(wanted), 1)
+                took["difference"] += one_at_a_time(lambda: wanted - known, 1)
             return took
 
         obey(by_table_size=by_table_size, by_change_size=by_change_size, replace=replace)
@@ -166,9 +167,11 @@ def floor_receive(_url: str, _bus: str) -> None:
 
 
 def idle(url: str, bus: str, count: int) -> None:
-    """A node with so many tables, all followed by another node, on which nothing happens."""
-    tables = {f"t{number}": Table("a", "b") for number in range(count)}
+    """A node with so many tables, all followed by others, on which nothing happens, or one change after the other."""
+    tables = {f"t{number}": Table("number", "name", "message", "flag") for number in range(count)}
     service = type("Many", (DataService,), tables)("many")
+    published = itertools.cycle(service.published_tables.values())
+    numbers = itertools.count()
     with Node(url, bus=bus, services=[service]):
 
         def rest(seconds: float) -> float:
@@ -177,17 +180,28 @@ def idle(url: str, bus: str, count: int) -> None:
             time.sleep(seconds)
             return (time.process_time() - cpu) / (time.monotonic() - began)
 
-        obey(rest=rest)
+        def change(times: int) -> dict[str, Any]:
+            """Return how long each of so many changes of ten rows took, and the processor time of one."""
+            took: list[float] = []
+            cpu = time.process_time()
+            for _ in range(times):
+                table, rows = next(published), rows_of(next(numbers))
+                took += one_at_a_time(lambda table=table, rows=rows: table.insert(rows), 1)  # type: ignore[misc]
+                time.sleep(0.002)  # so that each is sent by itself
+            return {"took": took, "cpu": (time.process_time() - cpu) / times}
+
+        obey(rest=rest, change=change)
 
 
-def idle_reader(url: str, bus: str, count: int) -> None:
-    """Follow the tables."""
-    reader = DataService("reader")
-    with Node(url, bus=bus, services=[reader]) as node:
-        node.wait_for("many", 10)
-        replicas = [reader.subscribe("many", f"t{number}") for number in range(count)]
-        for replica in replicas:
-            replica.wait(ReplicaState.LIVE, 30)
+def idle_reader(url: str, bus: str, count: int, nodes: int = 1) -> None:
+    """Follow the tables, from so many nodes."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(nodes):
+            reader = DataService(f"reader{uuid.uuid4().hex}")
+            stack.enter_context(Node(url, bus=bus, services=[reader])).wait_for("many", 10)
+            replicas = [reader.subscribe("many", f"t{number}") for number in range(count)]
+            for replica in replicas:
+                replica.wait(ReplicaState.LIVE, 30)
         obey()
 
 
@@ -223,9 +237,9 @@ def many_caller(url: str, bus: str, count: int = 500) -> None:
     with Node(url, bus=bus) as node:
         node.wait_for(f"offer{count - 1}", 10)
 
-        def calls(times: int) -> float:
+        def calls(times: int) -> list[float]:
             numbers = iter(range(times))
-            return median(lambda: node.call(f"offer{next(numbers) * 7 % count}", "echo", ARGS), times)
+            return one_at_a_time(lambda: node.call(f"offer{next(numbers) * 7 % count}", "echo", ARGS), times)
 
         obey(calls=calls, started=lambda: took)
 

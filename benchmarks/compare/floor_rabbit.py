@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
@@ -78,13 +79,18 @@ def serve(url: str, name: str) -> None:
     connection = connect(url)
     channel = connection.channel()
     channel.queue_declare(f"{name}-requests", auto_delete=True)
+    asked: deque[Any] = deque()
 
-    def asked(message: Any) -> None:
-        answer = amqp.Message(encode(decode(message.body)["pid"]))
-        channel.basic_publish(answer, routing_key=message.properties["reply_to"])
+    def answer() -> None:
+        # Not in the callback: `basic_publish` looks for events itself, and would call it again, and again.
+        connection.drain_events()
+        while asked:
+            message = asked.popleft()
+            reply = amqp.Message(encode(decode(message.body)["pid"]))
+            channel.basic_publish(reply, routing_key=message.properties["reply_to"])
 
-    channel.basic_consume(f"{name}-requests", callback=asked, no_ack=True)
-    in_background(connection.drain_events)
+    channel.basic_consume(f"{name}-requests", callback=asked.append, no_ack=True)
+    in_background(answer)
     obey()
 
 

@@ -28,6 +28,7 @@ RPC = {  # contestant: (script, role that serves or "" where one process does bo
     "oslo.messaging fake": ("peer_oslo", "", "pair", "fake"),
 }
 SLOW = {"oslo.messaging fake"}  # twenty calls a second: fewer of them
+WAITING = {"oslo.messaging rabbit", "nameko rabbit", "oslo.messaging fake"}  # one thread has one call under way
 
 FANOUT = {
     "redis-py by hand": ("floor_redis", "redis"),
@@ -102,20 +103,26 @@ def rpc(bench: Bench) -> None:
                 latencies.setdefault(name, []).extend(took)
         for _ in range(bench.count(8, 2)):
             for name, worker in callers.items():
-                for mode in ("threads", "window"):
+                for mode in ("threads",) if name in WAITING else ("threads", "window"):
                     for at_once in (1, 16, 128):
                         calls = max(at_once * 4, 800) if name not in SLOW else at_once
-                        with contextlib.suppress(Failed):
+                        try:
                             seconds = worker.ask(mode, calls=calls, at_once=at_once)
-                            rates.setdefault(name, {}).setdefault(f"{mode} {at_once}", []).append(calls / seconds)
+                        except Failed as failure:
+                            bench.absent[f"{name}, {mode} {at_once}"] = str(failure)
+                            continue
+                        rates.setdefault(name, {}).setdefault(f"{mode} {at_once}", []).append(calls / seconds)
     bench.results["rpc"] = {
         name: {
-            "median": statistics.median(took),
-            "p99": sorted(took)[int(len(took) * 0.99)],
+            **_spread_of(took),
             **{what: statistics.median(measured) for what, measured in rates.get(name, {}).items()},
         }
         for name, took in latencies.items()
     }
+
+
+def _spread_of(took: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(took), "p99": sorted(took)[int(len(took) * 0.99)]}
 
 
 def fanout(bench: Bench) -> None:
@@ -139,7 +146,7 @@ def fanout(bench: Bench) -> None:
                         followers.append(follower)
                     if publisher is None:
                         workers.append(publisher := bench.worker(script, "publish", url, topic))
-                    _spread(publisher, followers, 100)
+                    _reach(publisher, followers, 100)
                     ready[name] = publisher, followers
                 except Failed as failure:
                     bench.absent[f"{name}, fan-out"] = str(failure)
@@ -148,17 +155,19 @@ def fanout(bench: Bench) -> None:
                 for name, (publisher, followers) in list(ready.items()):
                     messages = 100 if name.startswith("oslo") else 1600 // receivers // 100 * 100 + 200
                     try:
-                        rates.setdefault(name, []).append(messages / _spread(publisher, followers, messages))
+                        rates.setdefault(name, []).append(messages / _reach(publisher, followers, messages))
                     except Failed as failure:
                         bench.absent[f"{name}, fan-out to {receivers}"] = str(failure)
                         del ready[name]
             for name, measured in rates.items():
                 if measured:
-                    results.setdefault(name, {})[str(receivers)] = statistics.median(measured)
+                    got = results.setdefault(name, {})
+                    got[str(receivers)] = statistics.median(measured)
+                    got[f"slowest to {receivers}"] = min(measured)
     bench.results["fanout"] = results
 
 
-def _spread(publisher: Worker, followers: list[Worker], messages: int) -> float:
+def _reach(publisher: Worker, followers: list[Worker], messages: int) -> float:
     """Return the seconds from the first message to its last receiver having the last."""
     began = time.perf_counter()
     newest = publisher.ask("messages", count=messages)
@@ -173,15 +182,46 @@ def _spread(publisher: Worker, followers: list[Worker], messages: int) -> float:
 def changes(bench: Bench) -> None:
     """What a change costs the publisher, by its size and by the table's; a replacement of one row in a million."""
     with _ended([bench.worker("dse_tables", "alone", f"fake://{_name()}", _name())]) as (worker,):
-        by_size = worker.ask("by_table_size", rounds=bench.count(9, 3))
+        by_table_size = worker.ask("by_table_size", rounds=bench.count(9, 3))
         replaced = worker.ask("replace", rounds=bench.count(7, 3))
+        by_change_size = worker.ask("by_change_size", rounds=bench.count(9, 3))
         bench.results["changes"] = {
-            "10 rows, table of 1,000": statistics.median(by_size["1000"]),
-            "10 rows, table of 1,000,000": statistics.median(by_size["1000000"]),
-            "by size": worker.ask("by_change_size"),
+            "by table size": {size: _spread_of(took) for size, took in by_table_size.items()},
+            "by size": {size: _spread_of(took) for size, took in by_change_size.items()},
             "replace": statistics.median(replaced["replace"]),
             "difference": statistics.median(replaced["difference"]),
         }
+
+
+def load(bench: Bench) -> None:
+    """What a change of ten rows costs its publisher, by the number of its tables and by the number of subscribers."""
+    figures: dict[str, dict[str, dict[str, Any]]] = {}
+    for broker in ("redis", "rabbit"):
+        url = bench.urls[broker]
+        with _ended([]) as workers:
+            publishers: dict[tuple[str, str], Worker] = {}
+            for what, tables, subscribers in (
+                *(("tables", tables, 1) for tables in (1, 100, 1000)),
+                *(("subscribers", 1, subscribers) for subscribers in (8, 32)),
+            ):
+                bus = _name()
+                workers.append(publisher := bench.worker("dse_tables", "idle", url, bus, tables))
+                workers.append(bench.worker("dse_tables", "idle_reader", url, bus, tables, subscribers))
+                publishers[what, str(tables if what == "tables" else subscribers)] = publisher
+            took: dict[tuple[str, str], list[float]] = {}
+            cpu: dict[tuple[str, str], list[float]] = {}
+            for _ in range(bench.count(8, 2)):
+                for key, publisher in publishers.items():
+                    measured = publisher.ask("change", times=100)
+                    took.setdefault(key, []).extend(measured["took"])
+                    cpu.setdefault(key, []).append(measured["cpu"])
+        got = {key: {**_spread_of(took[key]), "cpu": statistics.median(cpu[key])} for key in publishers}
+        figures[broker] = {
+            what: {count: spread for (of, count), spread in got.items() if of == what}
+            for what in ("tables", "subscribers")
+        }
+        figures[broker]["subscribers"]["1"] = got["tables", "1"]
+    bench.results["load"] = figures
 
 
 def sync(bench: Bench) -> None:
@@ -235,34 +275,41 @@ def idle(bench: Bench) -> None:
 
 
 def services(bench: Bench) -> None:
-    """Five hundred services with a thousand tables on one node: its start, and calls beside those to a single one."""
+    """Five hundred services with a thousand tables on one node: its start, and calls beside those to a single one.
+
+    From several processes each, in turns: what a call takes on the in-process driver depends on whether the system runs
+    a process's threads on one core or on two, by more than anything else, and a process keeps to one way for long. The
+    figure is the median over the processes of the median in each.
+    """
     figures: dict[str, dict[str, float]] = {}
     for broker in ("fake", "redis", "rabbit"):
         with _ended([]) as workers:
-            callers: dict[int, Worker] = {}
-            starts: dict[int, float] = {}
-            for count in (1, 500):
-                bus = _name()
-                url = f"fake://{_name()}" if broker == "fake" else bench.urls[broker]
-                host = None
-                if broker != "fake":
-                    workers.append(host := bench.worker("dse_tables", "many", url, bus, count))
-                workers.append(bench.worker("dse_tables", "many_caller", url, bus, count))
-                callers[count] = workers[-1]
-                starts[count] = (host or workers[-1]).ask("started")
-                callers[count].ask("calls", times=300)
-            took: dict[int, list[float]] = {1: [], 500: []}
+            callers: list[tuple[int, Worker]] = []
+            starts: list[float] = []
+            for _ in range(bench.count(7 if broker == "fake" else 3, 2)):
+                for count in (1, 500):
+                    bus = _name()
+                    url = f"fake://{_name()}" if broker == "fake" else bench.urls[broker]
+                    host = None
+                    if broker != "fake":
+                        workers.append(host := bench.worker("dse_tables", "many", url, bus, count))
+                    workers.append(caller := bench.worker("dse_tables", "many_caller", url, bus, count))
+                    callers.append((count, caller))
+                    if count == 500:
+                        starts.append((host or caller).ask("started"))
+                    caller.ask("calls", times=600)
+            took: list[list[float]] = [[] for _ in callers]
             for _ in range(bench.count(12, 3)):
-                for count, worker in callers.items():
-                    took[count].append(worker.ask("calls", times=200))
-            figures[broker] = {
-                "start": starts[500],
-                "call, one service": statistics.median(took[1]),
-                "call, 500 services": statistics.median(took[500]),
-            }
+                for measured, (_, caller) in zip(took, callers, strict=True):
+                    measured += caller.ask("calls", times=200)
+        figures[broker] = {"start": statistics.median(starts), "slowest start": max(starts)}
+        for count, name in ((1, "one service"), (500, "500 services")):
+            mine = [_spread_of(measured) for measured, (of, _) in zip(took, callers, strict=True) if of == count]
+            figures[broker][f"call, {name}"] = statistics.median(spread["median"] for spread in mine)
+            figures[broker][f"p99, {name}"] = statistics.median(spread["p99"] for spread in mine)
     bench.results["services"] = figures
 
 
 PARTS: dict[str, Callable[[Bench], None]] = {
-    part.__name__: part for part in (rpc, fanout, changes, sync, idle, services)
+    part.__name__: part for part in (rpc, fanout, changes, load, sync, idle, services)
 }

@@ -51,16 +51,41 @@ def _pages(results: dict[str, Any]) -> list[str]:
             lines.append(f"| {name} | {got['median'] * 1e6:,.0f} | {got['p99'] * 1e6:,.0f} | {rates} |")
         pages.append("\n".join(lines))
     if fanout := results.get("fanout"):
-        lines = ["## Fan-out", "", "Messages of 10 rows a second, until all receivers have them.", ""]
+        lines = [
+            "## Fan-out",
+            "",
+            "Messages of 10 rows a second, until all receivers have them: median (slowest round).",
+            "",
+        ]
         lines += ["| | to 1 | to 8 | to 32 |", "| --- | --- | --- | --- |"]
         for name, got in fanout.items():
-            rates = " | ".join(f"{got[n]:,.0f}" if n in got else "–" for n in ("1", "8", "32"))
+            rates = " | ".join(
+                f"{got[n]:,.0f} ({got[f'slowest to {n}']:,.0f})" if n in got else "–" for n in ("1", "8", "32")
+            )
             lines.append(f"| {name} | {rates} |")
         pages.append("\n".join(lines))
     if changes := results.get("changes"):
-        lines = ["## Changes", "", "| | us |", "| --- | --- |"]
-        lines += [f"| {what} | {changes[what] * 1e6:,.0f} |" for what in changes if what != "by size"]
-        lines += [f"| change of {size} rows | {took * 1e6:,.0f} |" for size, took in changes["by size"].items()]
+        lines = [
+            "## Changes",
+            "",
+            "What they take their publisher. A replacement, and a set difference, are of a million rows.",
+        ]
+        lines += ["", "| | median us | p99 us |", "| --- | --- | --- |"]
+        lines += [_spread(f"10 rows, table of {int(n):,}", got) for n, got in changes["by table size"].items()]
+        lines += [_spread(f"{int(n):,} rows, table of 1,000", got) for n, got in changes["by size"].items()]
+        lines += [f"| {what} | {changes[what] * 1e6:,.0f} | |" for what in ("replace", "difference")]
+        pages.append("\n".join(lines))
+    if load := results.get("load"):
+        lines = ["## Changes, by tables and subscribers", ""]
+        lines += [
+            "What a change of 10 rows, sent by itself, takes its publisher, and the processor time of that process."
+        ]
+        lines += ["", "| | median us | p99 us | processor us |", "| --- | --- | --- | --- |"]
+        for broker, figures in load.items():
+            for what, of in (("tables", "{} tables, one subscriber"), ("subscribers", "one table, {} subscribers")):
+                for n, got in sorted(figures[what].items(), key=lambda each: int(each[0])):
+                    if what == "tables" or n != "1":
+                        lines.append(f"{_spread(f'{broker}: {of.format(n)}', got)} {got['cpu'] * 1e6:,.0f} |")
         pages.append("\n".join(lines))
     if sync := results.get("sync"):
         lines = ["## First sync of 1,000,000 rows", "", "| | |", "| --- | --- |"]
@@ -76,13 +101,20 @@ def _pages(results: dict[str, Any]) -> list[str]:
             lines.append(f"| {name} | " + " | ".join(f"{got[n] * 100:.2f}" for n in ("1", "100", "1000")) + " |")
         pages.append("\n".join(lines))
     if services := results.get("services"):
-        lines = ["## 500 services, 1,000 tables", "", "| | start s | call us, one service | call us, 500 |"]
-        lines += ["| --- | --- | --- | --- |"]
+        lines = ["## 500 services, 1,000 tables", "", "| | start s | call us, one service | p99 | call us, 500 | p99 |"]
+        lines += ["| --- | --- | --- | --- | --- | --- |"]
         for name, got in services.items():
-            one, all_of_them = got["call, one service"] * 1e6, got["call, 500 services"] * 1e6
-            lines.append(f"| {name} | {got['start']:.2f} | {one:,.0f} | {all_of_them:,.0f} |")
+            calls = " | ".join(
+                f"{got[f'call, {of}'] * 1e6:,.0f} | {got[f'p99, {of}'] * 1e6:,.0f}"
+                for of in ("one service", "500 services")
+            )
+            lines.append(f"| {name} | {got['start']:.2f} | {calls} |")
         pages.append("\n".join(lines))
     return pages
+
+
+def _spread(what: str, got: dict[str, float]) -> str:
+    return f"| {what} | {got['median'] * 1e6:,.0f} | {got['p99'] * 1e6:,.0f} |"
 
 
 def _plot(folder: Path, results: dict[str, Any]) -> None:
@@ -129,7 +161,31 @@ def _plot(folder: Path, results: dict[str, Any]) -> None:
     if fanout := results.get("fanout"):
         rates = {who: got.get("8", 0.0) for who, got in fanout.items()}
         bars("fanout", "Messages of 10 rows to 8 receivers", rates, "messages a second to all")
-        curves("subscribers", "Messages of 10 rows, by receivers", fanout, "receivers", "messages a second to all")
+        by_receivers = {who: {n: got[n] for n in ("1", "8", "32") if n in got} for who, got in fanout.items()}
+        curves(
+            "subscribers", "Messages of 10 rows, by receivers", by_receivers, "receivers", "messages a second to all"
+        )
     if changes := results.get("changes"):
-        took = {size: seconds * 1e6 for size, seconds in changes["by size"].items()}
-        curves("changes", "A change, by its rows", {"DSE": took}, "rows", "microseconds for the publisher")
+        by_rows = {
+            f"DSE, by rows of the {what}": {n: got["median"] * 1e6 for n, got in changes[key].items()}
+            for what, key in (("change", "by size"), ("table (10 are changed)", "by table size"))
+        }
+        curves("changes", "A change, by its rows and by the table's", by_rows, "rows", "microseconds for the publisher")
+    if load := results.get("load"):
+        by_count = {
+            f"DSE {broker}, by {what}": {
+                n: got["median"] * 1e6 for n, got in sorted(figures[what].items(), key=lambda each: int(each[0]))
+            }
+            for broker, figures in load.items()
+            for what in ("tables", "subscribers")
+        }
+        curves(
+            "load",
+            "A change of 10 rows, by tables and subscribers",
+            by_count,
+            "tables or subscribers",
+            "microseconds for the publisher",
+        )
+    if idle := results.get("idle"):
+        by_tables = {f"DSE {broker}": {n: share * 100 for n, share in got.items()} for broker, got in idle.items()}
+        curves("idle", "An idle node", by_tables, "tables that are followed", "percent of a core")

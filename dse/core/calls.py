@@ -66,7 +66,7 @@ class PendingCalls:
     def add(self, call: Call) -> None:
         """A request is about to be sent."""
         self.calls[call.id] = call
-        heapq.heappush(self._timers, (self._next(call, call.started), call.id))
+        heapq.heappush(self._timers, (_next(call, call.started), call.id))
 
     def take(self, call_id: int) -> Call | None:
         """The call has ended: return it, or None when it had ended before."""
@@ -114,9 +114,12 @@ class PendingCalls:
             if call.instance is not None and call.sent:
                 probes.append(Send(instance_address(call.instance), Probe(call_id, self.instance)))
             call.probe_delay = min(PROBE_LAST, call.probe_delay * 2)
-            heapq.heappush(self._timers, (self._next(call, now), call_id))
+            heapq.heappush(self._timers, (_next(call, now), call_id))
         return expired, probes
 
-    def _next(self, call: Call, now: float) -> float:
-        left = call.deadline - now
-        return now + min(call.probe_delay, left / 2) if left > 0.02 else call.deadline
+
+def _next(call: Call, now: float) -> float:
+    left = call.deadline - now
+    if left <= 0.02:
+        return call.deadline
+    return now + (call.probe_delay if call.probe_delay < left / 2 else left / 2)

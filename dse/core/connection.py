@@ -39,6 +39,7 @@ _log = logging.getLogger("dse.transport")
 
 _LONGEST_WIRE_NAME = 200  # AMQP's short strings end at 255 bytes
 _PLAIN = b"\x00"  # a frame without ttl; one with ttl begins with STAMP, whose first byte is 1
+_pack_stamp, _unpack_stamp, _STAMP_SIZE = STAMP.pack, STAMP.unpack_from, STAMP.size
 JOIN_TIMEOUT = 10.0
 """Seconds that closing waits for a thread: an event handler that blocks longer is left behind."""
 
@@ -373,7 +374,7 @@ class BrokerTransport(Transport):
         if ttl is None or ttl == math.inf:
             ttl, data = None, _PLAIN + frame
         elif ttl > 0:
-            data = STAMP.pack(1, CLOCK_ID, time.monotonic(), ttl) + frame
+            data = _pack_stamp(1, CLOCK_ID, time.monotonic(), ttl) + frame
         else:
             return
         try:
@@ -541,15 +542,17 @@ class BrokerTransport(Transport):
         if data[:1] == _PLAIN:
             return data[1:]
         try:
-            kind, clock, stamp, ttl = STAMP.unpack_from(data)
+            kind, clock, stamp, ttl = _unpack_stamp(data)
         except struct.error:
             kind, clock, stamp, ttl = 0, b"", 0.0, 0.0
-        if kind != 1 or not (math.isfinite(stamp) and math.isfinite(ttl)):
+        if kind != 1 or not math.isfinite(stamp + ttl):
             _log.warning("%s: dropped %d bytes that no DSE transport sent", self.url, len(data))
             return None
-        with self._ages_lock:
-            age = self._ages.age(time.monotonic(), clock, stamp)
-        return data[STAMP.size :] if age <= ttl else None
+        age = time.monotonic() - stamp
+        if clock != CLOCK_ID:
+            with self._ages_lock:
+                age = self._ages.age(time.monotonic(), clock, stamp)
+        return data[_STAMP_SIZE:] if age <= ttl else None
 
     def _refuse_fork(self) -> None:
         if self._forked:

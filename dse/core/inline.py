@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from threading import get_ident
+from typing import ParamSpec
 
 from dse.core.threads import Pool, Timers
 from dse.core.transport import Transport
@@ -29,42 +30,44 @@ _BLOCKED = 1024  # ... and one for which the thread had to be relieved
 _PATIENCE = 0.005  # seconds until the receiving thread is relieved
 
 
+P = ParamSpec("P")
+
+
 class Briefness:
     """What is known of how long one method takes. Written by any thread without a lock: a lost count does no harm."""
 
-    __slots__ = ("_score",)
+    __slots__ = ("_score", "proved")
 
     def __init__(self) -> None:
         self._score = 0
-
-    @property
-    def proved(self) -> bool:
+        self.proved = False
         """Whether the method may run on a receiving thread."""
-        return self._score >= _PROVED
 
     def took(self, seconds: float) -> None:
         """Learn how long a run took."""
         score = self._score
         if seconds > BRIEF:
             self._score = min(score, _PROVED) - _LONG_RUN
+            self.proved = False
         elif score < _MOST:
             self._score = score + 1
+            self.proved = score + 1 >= _PROVED
 
     def blocked(self) -> None:
         """Learn that a run held up a receiving thread."""
         self._score = -_BLOCKED
+        self.proved = False
 
 
 class _Run:
-    __slots__ = ("began", "briefness", "ended", "relief", "relieved", "thread")
+    relief: threading.Event | None = None  # set once the relief under way is done
+    relieved = False  # the thread receives no more
+    ended: threading.Event | None = None  # for the worker whose place a relieved run takes
 
     def __init__(self, thread: int, briefness: Briefness, began: float) -> None:
         self.thread = thread
         self.briefness = briefness
         self.began = began
-        self.relief: threading.Event | None = None  # set once the relief under way is done
-        self.relieved = False  # the thread receives no more
-        self.ended: threading.Event | None = None  # for the worker whose place a relieved run takes
 
 
 class InlineRuns:
@@ -87,18 +90,18 @@ class InlineRuns:
         self._runs: dict[int, _Run] = {}  # by thread
         self._watching = False
 
-    def run(self, job: Callable[[], None], briefness: Briefness) -> None:
-        """Run the job on the calling thread, which the transport called `TransportEvents.received` on."""
-        run = _Run(get_ident(), briefness, self._timers.now())
-        self._runs[run.thread] = run
+    def run(self, briefness: Briefness, now: float, job: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Run a job on the calling thread, which the transport called `TransportEvents.received` on."""
+        thread = get_ident()
+        run = self._runs[thread] = _Run(thread, briefness, now)
         if not self._watching:
             self._watching = True
-            self._timers.set(self._timer, run.began + _PATIENCE)
+            self._timers.set(self._timer, now + _PATIENCE)
         try:
-            job()
+            job(*args, **kwargs)
         finally:
             with self._lock:
-                del self._runs[run.thread]
+                del self._runs[thread]
                 relief, ended = run.relief, run.ended
                 if self._draining:
                     self._ended.notify_all()

@@ -10,7 +10,9 @@ An *instance* is the unique name of one life of a node, and the name of the DIRE
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -35,6 +37,9 @@ __all__ = [
     "Leave",
     "Message",
     "NoTable",
+    "PlainChange",
+    "PlainChanges",
+    "PlainChunk",
     "Probe",
     "Renew",
     "Reply",
@@ -54,6 +59,7 @@ __all__ = [
     "encode",
     "encode_body",
     "encode_changes",
+    "encode_reply",
     "frame_of",
     "instance_address",
     "service_address",
@@ -66,8 +72,9 @@ _VERSION = bytes((MAJOR, MINOR))
 
 Scalar = None | bool | int | float | str | bytes
 # msgspec cannot tell str from bytes in a union: rows are decoded as tuples of anything, and `dse.core.rows` checks
-# them.
+# them. Rows without bytes, as most are, are decoded as plain ones: that checks them on the way.
 Row = tuple[Any, ...]
+_PlainRow = tuple[bool | int | Annotated[float, Meta(ge=-sys.float_info.max)] | str | None, ...]  # NaN is not >= any
 Name = Annotated[str, Meta(max_length=1000)]
 
 CONTROL = Address(Delivery.FANOUT, "control")
@@ -203,6 +210,13 @@ class ChangeMessage(Struct, array_like=True, tag=21, frozen=True, gc=False):
     minus: int | None = None
 
 
+class PlainChange(ChangeMessage, array_like=True, tag=21, frozen=True, gc=False):
+    """A change as it was received, whose cells were found to be what a table can hold, one by one."""
+
+    added: frozenset[_PlainRow]
+    removed: frozenset[_PlainRow]
+
+
 class CatchUp(Struct, array_like=True, tag=22, frozen=True):
     """Answer to a sync request: the encoded changes that were missing, up to the tip (`seq`, `digest`)."""
 
@@ -231,6 +245,12 @@ class SnapshotChunk(Struct, array_like=True, tag=24, frozen=True):
     request: int
     index: int
     rows: frozenset[Row]
+
+
+class PlainChunk(SnapshotChunk, array_like=True, tag=24, frozen=True):
+    """A chunk as it was received, whose cells were found to be what a table can hold, one by one."""
+
+    rows: frozenset[_PlainRow]
 
 
 class SnapshotCredit(Struct, array_like=True, tag=25, frozen=True):
@@ -280,6 +300,12 @@ class Changes(Struct, array_like=True, tag=30, frozen=True):
     changes: list[ChangeMessage]
 
 
+class PlainChanges(Changes, array_like=True, tag=30, frozen=True):
+    """`Changes` of which each is a `PlainChange`."""
+
+    changes: list[PlainChange]  # type: ignore[assignment]
+
+
 Message = (
     Heartbeat
     | Leave
@@ -307,7 +333,10 @@ Message = (
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Message)
+_plain_decoder = msgspec.msgpack.Decoder(PlainChange | PlainChanges | PlainChunk)
+_plain_tags = frozenset(kind.__struct_config__.tag for kind in (PlainChange, PlainChanges, PlainChunk))
 _change_decoder = msgspec.msgpack.Decoder(ChangeMessage)
+_plain_change_decoder = msgspec.msgpack.Decoder(PlainChange)
 
 
 class BadFrame(Exception):
@@ -338,14 +367,24 @@ def encode(message: Message) -> bytes:
     return _VERSION + _encoder.encode(message)
 
 
+def encode_reply(call_id: int, result: Any) -> bytes:
+    """Encode a `Reply` into a frame; raises what msgspec raises for a result that cannot be encoded."""
+    return _VERSION + _encoder.encode((Reply.__struct_config__.tag, call_id, result))
+
+
 def decode(frame: bytes) -> Message:
     """Decode a frame; raise `BadFrame` for whatever is not exactly a declared message."""
-    if len(frame) < 3:
+    if len(frame) < 4:  # the version, an array, its tag
         raise BadFrame(f"{len(frame)} bytes are no frame")
     if frame[0] != MAJOR:
         raise ForeignVersion(f"protocol version {frame[0]}.{frame[1]}, this node speaks {MAJOR}.{MINOR}")
+    body = memoryview(frame)[2:]
+    if frame[3] in _plain_tags:
+        with contextlib.suppress(msgspec.DecodeError, RecursionError, ValueError, TypeError):
+            plain: Message = _plain_decoder.decode(body)
+            return plain
     try:
-        message: Message = _decoder.decode(memoryview(frame)[2:])
+        message: Message = _decoder.decode(body)
     except (msgspec.DecodeError, RecursionError, ValueError, TypeError) as error:
         raise BadFrame(str(error)) from None
     return message
@@ -353,6 +392,8 @@ def decode(frame: bytes) -> Message:
 
 def decode_change(body: msgspec.Raw) -> ChangeMessage:
     """Decode one of the changes in a `CatchUp`; raise `BadFrame` for whatever is not a change."""
+    with contextlib.suppress(msgspec.DecodeError, RecursionError, ValueError, TypeError):
+        return _plain_change_decoder.decode(body)
     try:
         return _change_decoder.decode(body)
     except (msgspec.DecodeError, RecursionError, ValueError, TypeError) as error:

@@ -14,9 +14,21 @@ import msgspec
 
 from dse.core.info import MethodInfo, identifier
 from dse.core.inline import Briefness
+from dse.core.messages import Request
 from dse.errors import ConfigError, InvalidArguments
 
-__all__ = ["CallContext", "Method", "call_context", "encode_args", "endpoint_methods", "every", "on_change", "rpc"]
+__all__ = [
+    "CallContext",
+    "Method",
+    "call_context",
+    "current_request",
+    "encode_args",
+    "endpoint_methods",
+    "every",
+    "on_change",
+    "rpc",
+    "set_current_request",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -73,20 +85,22 @@ class CallContext:
     trace: Mapping[str, str] = field(default_factory=dict)
 
 
-_context: contextvars.ContextVar[CallContext | None] = contextvars.ContextVar("dse_call_context", default=None)
+_request: contextvars.ContextVar[Request | None] = contextvars.ContextVar("dse_request", default=None)
+
+current_request = _request.get
+"""Returns the request that runs in this thread or task, or None; the runtime's own."""
+
+set_current_request = _request.set
+"""Sets what `current_request` returns; the runtime's own."""
 
 
 def call_context() -> CallContext | None:
     """Return the context of the RPC that runs in this thread or task, or None outside of one."""
-    return _context.get()
+    request = _request.get()
+    return CallContext(request.node_id, request.instance, request.trace or {}) if request is not None else None
 
 
-def set_call_context(context: CallContext | None) -> contextvars.Token[CallContext | None]:
-    """Set what `call_context` returns; the runtime's own."""
-    return _context.set(context)
-
-
-_Shape = tuple[tuple[str, ...], msgspec.msgpack.Decoder[Any], MethodInfo, Briefness]
+_Shape = tuple[msgspec.msgpack.Decoder[Any], bool, MethodInfo, Briefness]
 _shapes: weakref.WeakKeyDictionary[Callable[..., Any], _Shape] = weakref.WeakKeyDictionary()
 
 
@@ -107,18 +121,20 @@ class Method:
                 doc=inspect.getdoc(function) or "",
                 idempotent=bool(getattr(function, "__dse_rpc__", False)),
             )
-            shape = (tuple(signature.parameters), self._make_decoder(signature), info, Briefness())
+            defaults = any(each.default is not each.empty for each in signature.parameters.values())
+            shape = (self._make_decoder(signature), defaults, info, Briefness())
             _shapes[getattr(function, "__func__", function)] = shape
-        self._parameters, self._decoder, self.info, self.briefness = shape
+        self._decoder, self._defaults, self.info, self.briefness = shape
 
     def bind(self, args: msgspec.Raw) -> dict[str, Any]:
         """Decode and check encoded arguments; raise `InvalidArguments` that says which does not fit."""
         try:
-            values = self._decoder.decode(args)
+            values: dict[str, Any] = msgspec.structs.asdict(self._decoder.decode(args))
         except (msgspec.DecodeError, ValueError, TypeError, RecursionError) as error:
             raise InvalidArguments(f"{self.owner}.{self.name}{self.info.signature}: {_plain(str(error))}") from None
-        bound = {name: getattr(values, name) for name in self._parameters}
-        return {name: value for name, value in bound.items() if value is not msgspec.UNSET}
+        if self._defaults:
+            return {name: value for name, value in values.items() if value is not msgspec.UNSET}
+        return values
 
     def _make_decoder(self, signature: inspect.Signature) -> msgspec.msgpack.Decoder[Any]:
         where = f"{self.owner}.{self.name}"
@@ -178,8 +194,9 @@ def encode_args(what: str, args: Mapping[str, Any] | None) -> msgspec.Raw:
     if not isinstance(args, Mapping):
         raise InvalidArguments(f"{what}: arguments are a mapping of names to values, not {type(args).__name__}")
     try:
-        if not all(type(name) is str for name in args):
-            raise InvalidArguments(f"{what}: the names of arguments are text")
+        for name in args:
+            if type(name) is not str:
+                raise InvalidArguments(f"{what}: the names of arguments are text")
         return msgspec.Raw(_encode(args if type(args) is dict else dict(args)))
     except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
         if isinstance(error, InvalidArguments):

@@ -53,7 +53,7 @@ class Turn:
     spawn: starts a thread of the driver.
     led: told by the own thread that waiting threads receive from now on (True), or it itself again (False).
 
-    Lock: ``_changed`` protects ``_free``, ``_led``, ``_waiting``, ``_over``, ``_pinned`` and ``threads``. `holder` is
+    Lock: ``_lock`` protects ``_free``, ``_led``, ``_waiting``, ``_over``, ``_pinned`` and ``threads``. `holder` is
     written by whoever has the turn, and by `relieve` in its place.
     """
 
@@ -69,7 +69,8 @@ class Turn:
         self.threads: list[threading.Thread] = []  # the connection's own: the latest, and those relieved before it
         self._name = name
         self._step, self._failed, self._spawn, self._tell_led = step, failed, spawn, led
-        self._changed = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._free = False  # the own thread has stepped back, and nobody leads
         self._led = 0  # how often somebody has led
         self._waiting = 0  # threads in `wait`
@@ -84,10 +85,10 @@ class Turn:
 
     def start(self) -> None:
         """Begin to receive on a thread of the connection's own."""
-        with self._changed:
+        with self._lock:
             self.threads = [thread for thread in self.threads if thread.is_alive()]
         thread = self._spawn(self._run, self._name)
-        with self._changed:
+        with self._lock:
             self.threads.append(thread)
 
     def relieve(self, thread: int) -> bool:
@@ -95,7 +96,7 @@ class Turn:
 
         Returns False when that thread does not receive here, or cannot be relieved now.
         """
-        with self._changed:
+        with self._lock:
             if self.holder != thread or self._pinned or all(own.ident != thread for own in self.threads):
                 return False
             self.holder = 0
@@ -104,38 +105,39 @@ class Turn:
 
     def pin(self) -> bool:
         """When called by a handler in whose thread the turn is: keep it there until `unpin`, for it receives itself."""
-        with self._changed:
+        with self._lock:
             self._pinned = self.holder == get_ident()
             return self._pinned
 
     def unpin(self) -> None:
         """End what `pin` began."""
-        with self._changed:
+        with self._lock:
             self._pinned = False
 
     def wait(self, answer: Awaited, timeout: float) -> bool:
         """Wait so many seconds for an answer that may come over this connection; return whether it is there."""
-        with self._changed:
-            self._waiting += 1
-            alone = self._waiting == 1
-            leads = alone and self._free
-            if leads:
-                self._free = False
-                self._led += 1
-            elif alone:
-                self._wanted = answer
+        with self._lock:
+            waiting = self._waiting = self._waiting + 1
+            if waiting == 1:
+                if leads := self._free:
+                    self._free = False
+                    self._led += 1
+                else:
+                    self._wanted = answer
+            else:
+                leads = False
         try:
             if not leads:
                 return answer.wait(timeout)
-            end = time.monotonic() + timeout
-            self._lead(answer, min(timeout, _LEAD))
-            return answer.done or answer.wait(max(0.0, end - time.monotonic()))
+            began = time.monotonic()
+            self._lead(answer, began + (timeout if timeout < _LEAD else _LEAD))
+            return answer.done or answer.wait(max(0.0, began + timeout - time.monotonic()))
         finally:
-            with self._changed:
+            with self._lock:
                 self._waiting -= 1
 
-    def _lead(self, answer: Awaited, longest: float) -> None:
-        end = time.monotonic() + longest
+    def _lead(self, answer: Awaited, end: float) -> None:
+        step = self._step
         me = self.holder = get_ident()
         _leading.add(me)
         more = False
@@ -144,13 +146,13 @@ class Turn:
                 left = end - time.monotonic()
                 if left <= 0 or self._over:
                     break
-                more = self._step(left)
+                more = step(left)
         except BaseException as error:
             self._fail(error)
         finally:
             self.holder = 0
             _leading.discard(me)
-            with self._changed:
+            with self._lock:
                 self._free = True
                 if more or self._waiting > 1 or self._over or not answer.done:
                     self._changed.notify_all()

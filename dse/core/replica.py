@@ -21,7 +21,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import chain
-from typing import NamedTuple
+
+from msgspec import Struct
 
 from dse.core import rows as row_rules
 from dse.core.effects import Effect, Listen, Send, Unlisten
@@ -29,6 +30,8 @@ from dse.core.messages import (
     BadFrame,
     CatchUp,
     ChangeMessage,
+    PlainChange,
+    PlainChunk,
     Row,
     SnapshotBegin,
     SnapshotChunk,
@@ -59,7 +62,7 @@ class ReplicaState(StrEnum):
     STALE = "STALE"
 
 
-class Delta(NamedTuple):
+class Delta(Struct, frozen=True, gc=False):
     """What one step did to the rows, and the version it led to."""
 
     added: frozenset[Row]
@@ -194,17 +197,23 @@ class ReplicaMachine:
         """Changes heard on the publisher's table address, in their order."""
         deltas: list[Delta] = []
         effects: list[Effect] = []
-        following = zip(changes, range(self.seq + 1, self.seq + 1 + len(changes)), strict=True)
-        if self._follows and all(change.epoch == self.epoch and change.seq == seq for change, seq in following):
+        if self._follows and self._continued_by(changes):
             # As nearly always: what can be is done once for all.
-            rows = list(chain.from_iterable(chain.from_iterable((c.added, c.removed) for c in changes)))
-            if row_rules.check_received(rows, len(self.columns)):
-                return [self._apply_checked(change) for change in changes], []
+            rows = list(chain.from_iterable([c.added for c in changes]))
+            rows += chain.from_iterable([c.removed for c in changes if c.removed])
+            plain = set(map(type, changes)) == {PlainChange}
+            if row_rules.check_received(rows, len(self.columns), plain=plain):
+                return self._apply_checked(changes), []
         for change in changes:
             more, asks = self.change(now, change)
             deltas += more
             effects += asks
         return deltas, effects
+
+    def _continued_by(self, changes: Sequence[ChangeMessage]) -> bool:
+        if {change.epoch for change in changes} != {self.epoch}:
+            return False
+        return [change.seq for change in changes] == list(range(self.seq + 1, self.seq + 1 + len(changes)))
 
     @property
     def _follows(self) -> bool:
@@ -256,7 +265,8 @@ class ReplicaMachine:
         loading = self._loading
         if loading is None or message.request != self.request:
             return [], []
-        fits = row_rules.check_received(message.rows, len(loading.begin.columns))
+        plain = type(message) is PlainChunk
+        fits = row_rules.check_received(message.rows, len(loading.begin.columns), plain=plain)
         if message.index != loading.chunks or not fits:
             return [], self._ask(now)
         loading.chunks += 1
@@ -313,27 +323,33 @@ class ReplicaMachine:
 
     def _apply(self, change: ChangeMessage) -> Delta | None:
         """Apply the next change; None when it cannot be one of a table like this."""
-        if not row_rules.check_received([*change.added, *change.removed], len(self.columns)):
+        plain = type(change) is PlainChange
+        if not row_rules.check_received([*change.added, *change.removed], len(self.columns), plain=plain):
             return None
-        return self._apply_checked(change)
+        return self._apply_checked([change])[0]
 
-    def _apply_checked(self, change: ChangeMessage) -> Delta:
+    def _apply_checked(self, changes: Sequence[ChangeMessage]) -> list[Delta]:
         if self._view is not None:
             self._replace_view()
-        added, removed, rows = change.added, change.removed, self._rows
-        plus, minus = change.plus, change.minus
-        # Where all that came is new and all that went was there, as it should be, the digests are those it comes with.
-        if not rows.isdisjoint(added):
-            added, plus = added - rows, None
-        if removed and not rows >= removed:
-            removed, minus = removed & rows, None
-        rows -= removed
-        rows |= added
-        self.seq = change.seq
-        plus = self._digest_of(added) if plus is None else plus
-        minus = self._digest_of(removed) if minus is None else minus
-        self.digest = (self.digest + plus - minus) & DIGEST_MASK
-        return Delta(added, removed, (self.epoch, change.seq))
+        rows, epoch, digest = self._rows, self.epoch, self.digest
+        deltas = []
+        for change in changes:
+            added, removed, plus, minus = change.added, change.removed, change.plus, change.minus
+            # Where all that came is new and all that went was there, as it should be, the digests are those it comes
+            # with.
+            if not rows.isdisjoint(added):
+                added, plus = added - rows, None
+            if removed:
+                if not rows >= removed:
+                    removed, minus = removed & rows, None
+                rows -= removed
+            rows |= added
+            plus = self._digest_of(added) if plus is None else plus
+            minus = self._digest_of(removed) if minus is None else minus
+            digest += plus - minus
+            deltas.append(Delta(added, removed, (epoch, change.seq)))
+        self.seq, self.digest = changes[-1].seq, digest & DIGEST_MASK
+        return deltas
 
     def _digest_of(self, rows: frozenset[Row]) -> int:
         try:

@@ -26,10 +26,11 @@ from dse.core.messages import (
     Reply,
     Request,
     UnknownCall,
+    encode_reply,
     instance_address,
     service_address,
 )
-from dse.core.methods import CallContext, Method, call_context, set_call_context
+from dse.core.methods import Method, current_request, set_current_request
 from dse.core.threads import AsyncLoop, Pool, SerialQueue, Timers
 from dse.core.transport import Address
 from dse.core.wire import Wire
@@ -110,29 +111,38 @@ class Outcome:
 
 
 class _Answer:
-    """Where a waiting thread finds its answer: cheaper than a Future, for one waiter."""
+    """Where a waiting thread finds its answer: cheaper than a Future, for one waiter.
 
-    __slots__ = ("_ready", "done", "error", "result")
+    A thread that leads (`dse.core.receiving`) sees it `done` when it has received it; any other waits on a lock, which
+    is made for that. It is there before `done` is looked at, and `done` is set before that is: nobody waits in vain.
+    """
 
-    def __init__(self) -> None:
-        self._ready = threading.Lock()
-        self._ready.acquire()
-        self.done = False
-        self.result: Any = None
-        self.error: BaseException | None = None
+    done = False
+    result: Any = None
+    error: BaseException | None = None
+    _ready: threading.Lock | None = None
 
     def set_result(self, result: Any) -> None:
         self.result = result
-        self.done = True
-        self._ready.release()
+        self._set()
 
     def set_exception(self, error: BaseException) -> None:
         self.error = error
-        self.done = True
-        self._ready.release()
+        self._set()
 
     def wait(self, timeout: float) -> bool:
-        return self.done or self._ready.acquire(timeout=timeout)
+        ready = self._ready
+        if ready is None:
+            ready = threading.Lock()
+            ready.acquire()
+            self._ready = ready
+        return self.done or ready.acquire(timeout=timeout)
+
+    def _set(self) -> None:
+        self.done = True
+        ready = self._ready
+        if ready is not None:
+            ready.release()
 
 
 class _CallFuture(Future[Any]):
@@ -160,19 +170,40 @@ Handle = _Answer | Future[Any]
 
 
 class _Waiting:
-    """A call as the client holds it: what is needed to send it again."""
+    """A call as the client holds it: what is needed to send it again.
 
-    __slots__ = ("answer", "args", "call", "idempotent", "node_id", "timeout", "tried", "waits_for")
-    call: Call  # the latest attempt
+    The `Call` has it as its handle, and it knows that one by number: two that know each other would be left to the
+    garbage collector.
+    """
 
-    def __init__(self, answer: Handle, args: msgspec.Raw, node_id: str | None, timeout: float) -> None:
+    member: Member | None = None  # who was chosen last, as far as somebody was
+    waits_for = ""  # why it is parked
+
+    def __init__(
+        self,
+        call_id: int,
+        answer: Handle,
+        service: str | None,
+        method: str,
+        args: msgspec.Raw,
+        node_id: str | None,
+        timeout: float,
+    ) -> None:
+        self.call_id = call_id  # of the latest attempt
         self.answer = answer
+        self.service = service
+        self.method = method
         self.args = args
         self.node_id = node_id  # the caller insists on this node
         self.timeout = timeout
-        self.idempotent = False
         self.tried: set[str] = set()
-        self.waits_for = ""  # why it is parked
+
+    @property
+    def idempotent(self) -> bool:
+        """Whether the method may run twice, by what the node that was chosen last says of it."""
+        offer = self.member.services.get(self.service or "") if self.member is not None else None
+        info = offer.rpc_methods.get(self.method) if offer is not None else None
+        return info is not None and info.idempotent
 
 
 class RpcClient:
@@ -224,18 +255,17 @@ class RpcClient:
         """Call and wait; the timeout is kept by the calling thread itself, whatever the others do."""
         self._inline.relieve_caller()
         answer = _Answer()
-        waiting = self._begin(service, method, args, timeout, node_id, answer)
-        call = waiting.call
+        call = self._begin(service, method, args, timeout, node_id, answer)
         left = max(0.0, call.deadline - self._timers.now())
         # What comes from this very node does not come over the transport.
         over_the_bus = call.sent and call.instance != self._wire.instance
         if not (self._wire.transport.wait(answer, left) if over_the_bus else answer.wait(left)):
             with self._lock:
-                call = waiting.call
-                taken = self._pending.take(call.id)
-                self._parked.pop(call.id, None)
+                call_id = call.handle.call_id
+                taken = self._pending.take(call_id)
+                self._parked.pop(call_id, None)
             if taken is not None:
-                raise self._timed_out(call)
+                raise self._timed_out(taken)
             answer.wait(5.0)  # it is being answered at this moment
         if answer.error is not None:
             raise answer.error
@@ -271,10 +301,11 @@ class RpcClient:
 
     def _begin(
         self, service: str | None, method: str, args: msgspec.Raw, timeout: float, node_id: str | None, answer: Handle
-    ) -> _Waiting:
+    ) -> Call:
         now = self._timers.now()
-        waiting = _Waiting(answer, args, node_id, timeout)
-        call = waiting.call = Call(next(self._ids), service, method, now, now + timeout, None, None, waiting)
+        number = next(self._ids)
+        waiting = _Waiting(number, answer, service, method, args, node_id, timeout)
+        call = Call(number, service, method, now, now + timeout, None, None, waiting)
         with self._lock:
             if self._closed is not None:
                 raise self._closed
@@ -291,7 +322,7 @@ class RpcClient:
             if taken is not None:
                 raise
             _log.debug("call %d had ended when sending it failed: %s", call.id, error)
-        return waiting
+        return call
 
     def _dispatch(self, call: Call) -> None:
         """Choose who gets the request, and send it; raise when nobody can."""
@@ -307,9 +338,8 @@ class RpcClient:
         elif self._wire.instance not in waiting.tried and self._has_local(call.service):
             call.instance, call.node_id = self._wire.instance, self._node_id
         elif (member := self.pick(call.service, waiting.tried)) is not None:
+            waiting.member = member
             call.instance, call.node_id = member.instance, member.node_id
-            info = member.services[call.service].rpc_methods.get(call.method)
-            waiting.idempotent = info is not None and info.idempotent
         elif self._reports_undeliverable and not waiting.tried:
             anycast = True  # nobody known yet: the bus may know more than the control bus has told so far
             waiting.tried.add(_ANYBODY)
@@ -337,8 +367,8 @@ class RpcClient:
     def _request(
         self, call_id: int, service: str | None, method: str, args: msgspec.Raw, left: float, anycast: bool
     ) -> Request:
-        context = call_context()
-        trace = dict(context.trace) if context is not None and context.trace else None
+        running = current_request()
+        trace = dict(running.trace) if running is not None and running.trace else None
         return Request(call_id, self._wire.instance, self._node_id, service, method, args, left, anycast, trace)
 
     def _is_known(self, node_id: str) -> bool:
@@ -352,9 +382,8 @@ class RpcClient:
             if call.service is None:
                 raise NodeLost(f"node {node_id!r} is not on the bus")
             raise NoSuchService(f"{call.service}: node {node_id!r} is not on the bus")
-        if call.service is not None and member.services and call.service in member.services:
-            info = member.services[call.service].rpc_methods.get(call.method)
-            call.handle.idempotent = info is not None and info.idempotent
+        if call.service is not None and call.service in member.services:
+            call.handle.member = member
         return member.instance
 
     def _no_service(self, call: Call) -> NoSuchService:
@@ -499,7 +528,7 @@ class RpcClient:
             if self._pending.take(call.id) is None:
                 return
             self._pending.add(fresh)
-            call.handle.call = fresh
+            call.handle.call_id = fresh.id
         try:
             self._dispatch(fresh)
         except Exception as reason:
@@ -605,7 +634,8 @@ class RpcServer:
         self._max_pending = max_pending
         self._find = find
         self._now = now
-        self._lock = threading.Condition()
+        self._lock = threading.Lock()
+        self._ended = threading.Condition(self._lock)
         self._active: set[tuple[str, int]] = set()
         self._waiting = 0  # accepted and not yet begun
         self._coroutines = 0  # on the event loop, begun or not
@@ -621,11 +651,12 @@ class RpcServer:
         if self._loop.is_current:
             return
         with self._lock:
-            self._lock.wait_for(lambda: not self._coroutines, max(0.0, deadline - time.monotonic()))
+            self._ended.wait_for(lambda: not self._coroutines, max(0.0, deadline - time.monotonic()))
 
     def requested(self, request: Request, *, inline: bool = False) -> None:
         """Take a request from the bus; never blocks for long. inline: the calling thread may be relieved."""
-        deadline = self._now() + request.timeout
+        now = self._now()
+        deadline = now + request.timeout
         if self._stopping:
             self._refuse(request, _STOPPING, f"node {self._node_id!r} is stopping")
             return
@@ -643,7 +674,7 @@ class RpcServer:
         if inline and method.briefness.proved and self._pool.has_room and not (request.anycast or method.is_async):
             if request.id:
                 self._active.add(key)
-            self._inline.run(lambda: self._run(request, method, deadline), method.briefness)
+            self._inline.run(method.briefness, now, self._run, request, method, deadline)
             return
         with self._lock:
             accepted = self._waiting < self._max_pending
@@ -692,7 +723,7 @@ class RpcServer:
     def _coroutine_ended(self, _: object = None) -> None:
         with self._lock:
             self._coroutines -= 1
-            self._lock.notify_all()
+            self._ended.notify_all()
 
     def _run_waiting(self, request: Request, method: Method, deadline: float) -> None:
         self._begun()
@@ -703,14 +734,14 @@ class RpcServer:
         if began >= deadline:
             self._forget(request)
             return
-        set_call_context(CallContext(request.node_id, request.instance, request.trace or {}))
-        answer: Reply | Failure
+        set_current_request(request)
+        answer: bytes | Failure
         try:
-            answer = self._reply(request, method.function(**method.bind(request.args)))
+            answer = encode_reply(request.id, method.function(**method.bind(request.args)))
         except BaseException as error:
             answer = self._failure(request, method, error)
         finally:
-            set_call_context(None)
+            set_current_request(None)
         method.briefness.took(self._now() - began)
         self._answer(request, answer)
 
@@ -719,16 +750,13 @@ class RpcServer:
         if self._now() >= deadline:
             self._forget(request)
             return
-        set_call_context(CallContext(request.node_id, request.instance, request.trace or {}))
-        answer: Reply | Failure
+        set_current_request(request)
+        answer: bytes | Failure
         try:
-            answer = self._reply(request, await method.function(**method.bind(request.args)))
+            answer = encode_reply(request.id, await method.function(**method.bind(request.args)))
         except BaseException as error:
             answer = self._failure(request, method, error)
         self._answer(request, answer)
-
-    def _reply(self, request: Request, result: Any) -> Reply:
-        return Reply(request.id, msgspec.Raw(_encode(result)))
 
     def _failure(self, request: Request, method: Method, error: BaseException) -> Failure:
         where = f"{method.owner}.{method.name}"
@@ -749,12 +777,16 @@ class RpcServer:
         message, text = _sendable(str(error)[:_MAX_MESSAGE]), _sendable(text[-_MAX_TRACEBACK:])
         return Failure(request.id, _REMOTE, message, name, text, args)
 
-    def _answer(self, request: Request, answer: Reply | Failure | Accepted) -> None:
+    def _answer(self, request: Request, answer: bytes | Failure | Accepted) -> None:
+        """Send an answer, or the frame of one."""
         if not request.id:
             return
-        address = instance_address(request.instance)
+        address, ttl = instance_address(request.instance), max(1.0, request.timeout)
         try:
-            self._wire.send(address, answer, ttl=max(1.0, request.timeout))
+            if isinstance(answer, bytes):
+                self._wire.send_frame(address, answer, ttl=ttl)
+            else:
+                self._wire.send(address, answer, ttl=ttl)
         except FrameTooLarge as error:
             _log.warning("the result of %s.%s is too large: %s", request.service, request.method, error)
             self._send(address, Failure(request.id, _REMOTE, str(error), "dse.errors.FrameTooLarge"))

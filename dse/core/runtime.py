@@ -34,6 +34,9 @@ from dse.core.messages import (
     Leave,
     Message,
     NoTable,
+    PlainChange,
+    PlainChanges,
+    PlainChunk,
     Probe,
     Renew,
     Reply,
@@ -90,6 +93,7 @@ class Runtime:
         self.joined = False
         self.retired = False  # the catalogue is empty from now on
         self._bad_logged = -_LOG_EVERY
+        self._hosts = node.hosts  # of this life: the next has others
         self._offers: list[str] = []  # services that run and are not offered yet
         self._offers_lock = threading.Lock()  # protects _offers
         self.instance = f"{node.node_id}/{engine.unique()}"
@@ -128,7 +132,7 @@ class Runtime:
             self.control,
             self.pool,
             inline,
-            lambda service_id: service_id in node.hosts,
+            self._hosts.__contains__,
             self.reports_undeliverable,
             engine.random.randrange(1 << 16),
         )
@@ -252,7 +256,7 @@ class Runtime:
     def _find(self, service_id: str | None) -> tuple[str, Mapping[str, Method]] | None:
         if service_id is None:
             return f"node {self.node.node_id!r}", self.node.endpoints
-        host = self.node.hosts.get(service_id)
+        host = self._hosts.get(service_id)
         return (service_id, host.service.methods) if host is not None else None
 
     def _publishers_of(self, service_id: str, table: str) -> list[str]:
@@ -294,8 +298,11 @@ class Runtime:
         except BadFrame as error:
             self._bad_frame(address, frame, error)
             return
-        if type(message) is Request:
-            self.server.requested(message, inline=self._inline and not leads())
+        kind = type(message)
+        if kind is Request:
+            self.server.requested(message, inline=self._inline and not leads())  # type: ignore[arg-type]
+        elif kind is Reply:
+            self.client.replied(message)  # type: ignore[arg-type]
         else:
             self._dispatch(address, message)
 
@@ -342,7 +349,9 @@ class Runtime:
             Probe: lambda _, m: server.probed(m),
             UnknownCall: lambda _, m: client.unknown(m),
             ChangeMessage: hub.heard,
+            PlainChange: hub.heard,
             Changes: hub.heard,
+            PlainChanges: hub.heard,
             Tip: lambda a, m: hub.heard(a, m) if a.delivery is Delivery.FANOUT else hub.tipped(m),
             SyncRequest: lambda _, m: publisher.sync_requested(m),
             SnapshotCredit: lambda _, m: publisher.credited(m),
@@ -350,7 +359,8 @@ class Runtime:
             Renew: lambda _, m: publisher.renewed(m),
         }
         handlers |= dict.fromkeys((Heartbeat, Leave, Clash, Catalogue, CatalogueRequest), lambda _, m: bus.heard(m))
-        handlers |= dict.fromkeys((CatchUp, SnapshotBegin, SnapshotChunk, NoTable), lambda _, m: hub.answered(m))
+        answers = (CatchUp, SnapshotBegin, SnapshotChunk, PlainChunk, NoTable)
+        handlers |= dict.fromkeys(answers, lambda _, m: hub.answered(m))
         return handlers
 
     def _dispatch(self, address: Address, message: Message) -> None:

@@ -33,6 +33,8 @@ _log = logging.getLogger("dse.table")
 _OUTBOX = 10_000  # sends that wait behind a slow one; beyond, they are dropped and the replicas ask for what they miss
 _FAST = 0.0005  # seconds after the one before, in which a change comes fast
 _BURST = 4  # changes that come fast before the next are held back
+_PAUSE = 0.01  # seconds in which a thread that publishes may just have been kept from going on: no end of a burst yet
+_CALM = 4  # what a pause divides the length of a burst by
 _TOGETHER = 64  # changes at most that go out in one frame
 _LONG = 1 << 16  # bytes of changes that go out in one frame; one by itself may be longer
 _CALLBACK_QUEUE = 1_000  # changes that wait for a slow callback; beyond, they are merged
@@ -119,7 +121,7 @@ class PublishedTable:
     Lock: ``_lock`` protects ``_log``, ``_outlet``, ``_outbox``, ``_sending``, ``_burst`` and ``_changed_at``. Sends
     leave through the outbox: whoever finds nobody sending sends for all, in order, with the lock released. Changes that
     wait there go out in one frame. So do changes that come fast: from the `_BURST`th on they are held back until they
-    are many, or no more come.
+    are many, or no more come. `held_since` is when the oldest of those was held back; read without the lock.
     """
 
     def __init__(self, service_id: str, name: str, columns: tuple[str, ...], pending: bool = False) -> None:
@@ -134,6 +136,7 @@ class PublishedTable:
         self._sending = False
         self._burst = 0  # changes that came fast one after the other
         self._changed_at = -math.inf
+        self.held_since = math.inf
 
     def __repr__(self) -> str:
         return f"<PublishedTable {self.service_id}.{self.name} {len(self)} rows, seq {self._log.seq}>"
@@ -274,15 +277,20 @@ class PublishedTable:
 
     def _hold(self, now: float) -> bool:
         """Whether a change that is to be sent is held back for the next ones (the lock is held)."""
-        fast = now - self._changed_at < _FAST
+        pause = now - self._changed_at
         self._changed_at = now
-        self._burst = self._burst + 1 if fast else 0
+        if pause < _FAST:
+            self._burst = min(self._burst + 1, _TOGETHER)
+        else:
+            self._burst = self._burst // _CALM if pause < _PAUSE else 0
         outbox = self._outbox
         if self._burst < _BURST or len(outbox) >= _TOGETHER:
             return False
         message = outbox[-1][0].message
         if not isinstance(message, bytes) or len(message) > _LONG:
             return False
+        if len(outbox) == 1:
+            self.held_since = now
         self._sending = False
         return True
 

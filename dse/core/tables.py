@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Publisher", "ReplicaHub"]
 
-HOLD = 0.002  # seconds that changes which come fast are held back at most, so that they go out together
+HOLD = 0.001  # seconds that changes which come fast are held back at most, so that they go out together
 RENEW = 20.0  # seconds between two renewals of all subscriptions
 MAX_ORPHANS = 10_000
 
@@ -72,7 +72,7 @@ class Publisher:
         # Who subscribed to a table that was removed, and until when that counts; the earliest removed first.
         self._orphans: dict[tuple[str, str], tuple[float, list[str]]] = {}
         self._held: set[PublishedTable] = set()  # with changes that wait for more
-        self._release_timer = timers.timer(lambda: control.put(self._release))
+        self._release_timer = timers.timer(self._release_due)
         self._release_set = False
         wire.before_send = self.release
         self._dead: dict[str, float] = {}  # nodes taken for dead -> when they are forgotten
@@ -145,6 +145,14 @@ class Publisher:
                 held, self._held = self._held, set()
             for table in held:
                 table.flush()
+
+    def _release_due(self) -> None:
+        with self._lock:
+            due = min((table.held_since for table in self._held), default=0.0) + HOLD
+        if due > self._timers.now():
+            self._timers.set(self._release_timer, due)  # what was held back then went out when it was much
+        else:
+            self._control.put(self._release)
 
     def _release(self) -> None:
         with self._lock:

@@ -187,9 +187,8 @@ class Timers:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
-    def now(self) -> float:
-        """Return the time of the clock that timers are set by: monotonic, in seconds."""
-        return time.monotonic()
+    now = staticmethod(time.monotonic)
+    """Returns the time of the clock that timers are set by, in seconds."""
 
     def timer(self, callback: Callable[[], None]) -> Timer:
         """Return a timer that is not set."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dse.core.effects import Send
 from dse.core.messages import Message, decode, encode, frame_of, instance_address
 from dse.core.threads import SerialQueue
-from dse.core.transport import Address, Transport
+from dse.core.transport import Address, Delivery, Transport
 from dse.errors import TransportError
 
 __all__ = ["Wire"]
@@ -33,6 +33,7 @@ class Wire:
         self.transport = transport
         self.instance = instance
         self.own_address = instance_address(instance)
+        self._own_name = self.own_address.name
         self._loopback = loopback
         self._dispatch = dispatch
         self.before_send: Callable[[], None] = _nothing
@@ -42,6 +43,11 @@ class Wire:
         """Send a message; raises what `Transport.send` raises, and what msgspec raises for what cannot be encoded."""
         self.before_send()
         self._send_frame(address, encode(message), ttl)
+
+    def send_frame(self, address: Address, frame: bytes, *, ttl: float | None = None) -> None:
+        """Send a message that is encoded already; raises what `Transport.send` raises."""
+        self.before_send()
+        self._send_frame(address, frame, ttl)
 
     def carry_out(self, sends: Iterable[Send]) -> None:
         """Send what a machine asks for. What cannot be sent now is left out: the machines ask again."""
@@ -58,7 +64,7 @@ class Wire:
         self._loopback.put(lambda: self._dispatch(address, decode(frame)))
 
     def _send_frame(self, address: Address, frame: bytes, ttl: float | None) -> None:
-        if address == self.own_address:
+        if address.name == self._own_name and address.delivery is Delivery.DIRECT:
             self.loop_back(address, frame)
         else:
             self.transport.send(address, frame, ttl=ttl)

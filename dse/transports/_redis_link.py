@@ -247,7 +247,8 @@ class Link:
         """Take one message off the connection, if one comes in `timeout` seconds; return what is to be handed on."""
         reply = self._ahead
         if reply is MORE:
-            self._outbox.flush()
+            if self._outbox.waiting():
+                self._outbox.flush()
             wire = self.wire
             # Waiting in `receive` itself saves a system call; for one who will not wait that long there is `ready`.
             if timeout is not None and timeout < wire.patience / 2 and not wire.ready(timeout):
@@ -258,20 +259,26 @@ class Link:
                 return None
             else:
                 self._on_silence()
-            self._outbox.flush()  # with TLS, receiving holds the lock
-            reply = self.wire.gets(False)
+            if self._outbox.waiting():  # with TLS, receiving holds the lock
+                self._outbox.flush()
+            reply = wire.gets(False)
             if reply is MORE:
                 return None
-        self._ahead = self.wire.gets(False)
-        if type(reply) is hiredis.PushNotification:
-            kind = reply[0]
-            if kind == b"message" or kind == b"smessage":
-                address = self._channels.get(reply[1])
-                return None if address is None else (self._deliver, address, reply[2])
-            if kind in _SUBSCRIPTION:
-                self._on_subscription(reply)
-            return None
-        return self._on_reply(reply)
+        gets = self.wire.gets
+        while True:
+            self._ahead = ahead = gets(False)
+            if type(reply) is hiredis.PushNotification:
+                kind = reply[0]
+                if kind == b"message" or kind == b"smessage":
+                    address = self._channels.get(reply[1])
+                    return None if address is None else (self._deliver, address, reply[2])
+                if kind in _SUBSCRIPTION:
+                    self._on_subscription(reply)
+                return None
+            item = self._on_reply(reply)
+            if item is not None or ahead is MORE:
+                return item
+            reply = ahead  # the answer to a command is followed by what is to be handed on, as often as not
 
     def _on_silence(self) -> None:
         self._silent += 1

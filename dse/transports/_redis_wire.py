@@ -234,7 +234,9 @@ class Wire:
 
     def send(self, data: bytes) -> None:
         """Send all of the data, with `lock` held; an error (OSError) means that the connection is of no more use."""
-        sock = self._socket()
+        sock = self._sock
+        if sock is None or self._killed:
+            raise _closed()
         try:
             if self._tls:
                 self._send_tls(sock, data)
@@ -249,7 +251,9 @@ class Wire:
 
     def receive(self) -> bool:
         """Wait for data and feed the parser; False when none came within the receive timeout."""
-        sock = self._socket()
+        sock = self._sock
+        if sock is None or self._killed:
+            raise _closed()
         if self._tls:
             return self._receive_tls(sock)
         try:
@@ -326,7 +330,7 @@ class Wire:
     def _socket(self) -> socket.socket:
         sock = self._sock
         if sock is None or self._killed:
-            raise ConnectionResetError("the connection is closed")
+            raise _closed()
         return sock
 
     def _refuse_killed(self) -> None:
@@ -339,6 +343,10 @@ class Wire:
 
 class _Killed(OSError):
     pass
+
+
+def _closed() -> ConnectionResetError:
+    return ConnectionResetError("the connection is closed")
 
 
 def _left(deadline: float) -> float:

@@ -18,9 +18,8 @@ import os
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from queue import Empty, SimpleQueue
 from time import monotonic
-from typing import ClassVar
+from typing import Any, ClassVar
 from weakref import WeakValueDictionary
 
 from dse.core.connection import JOIN_TIMEOUT, BrokerTransport, Session, wire_name
@@ -28,6 +27,7 @@ from dse.core.receiving import Turn
 from dse.core.transport import Address, Capabilities, Delivery, TransportEvents
 from dse.core.url import TransportUrl
 from dse.errors import InvalidUrl
+from dse.transports._fake_inbox import Inbox
 
 __all__ = ["FakeBroker", "FakeTransport", "Parcel"]
 
@@ -110,7 +110,7 @@ class _FakeSession(Session):
     def __init__(self, transport: FakeTransport, broker: FakeBroker) -> None:
         self.transport = transport
         self.broker = broker
-        self.inbox: SimpleQueue[Parcel | _Place | Address | None] = SimpleQueue()
+        self.inbox: Inbox[Parcel | _Place | Address | None] = Inbox()
         self.entered = 0  # bytes ever put into the inbox; protected by broker.lock
         self.taken = 0  # bytes ever taken out; only who has the turn writes it
         # Protected by broker.lock; `failure` and `leaving` may be looked at without it.
@@ -139,9 +139,10 @@ class _FakeSession(Session):
         for thread in self._turn.threads:
             if thread is not threading.current_thread():
                 thread.join(max(0.0, deadline - monotonic()))
+        self.inbox.close()
 
     def abandon(self) -> None:
-        pass  # the child has none of the parent's brokers, and nothing here reaches out of the process
+        self.inbox.abandon()  # all that the child has of it: the parent's brokers do not exist there
 
     def listen(self, addresses: Sequence[Address]) -> None:
         self.broker.listen(self, addresses, self.transport.heartbeat)
@@ -166,17 +167,16 @@ class _FakeSession(Session):
             if self._missed == _MISSED:
                 raise TimeoutError(f"the broker was silent for {self.transport.heartbeat:g} s")
         left = self._ping_at - now
-        try:
-            item = self.inbox.get(timeout=left if timeout is None else min(timeout, left))
-        except Empty:
-            return False
-        if isinstance(item, _Place):
+        inbox = self.inbox
+        item = inbox.get(left if timeout is None or timeout > left else timeout)
+        if type(item) is _Place:
             item = self.broker.take(self, item)
-        if isinstance(item, Parcel):
+        if type(item) is Parcel:
             self._deliver(item)
         elif item is not None:
+            assert isinstance(item, Address)
             self.broker.left(self, item)
-        return not self.inbox.empty()
+        return len(inbox) > 0
 
     def _fail(self, error: BaseException) -> None:
         if self.failure is None:
@@ -221,6 +221,7 @@ class FakeBroker:
         self._buses: WeakValueDictionary[str, _Bus] = WeakValueDictionary()
         self._held: list[Parcel] = []  # accepted while paused
         self._casualties: list[_FakeSession] = []  # their transports are to be told
+        self._sleepers: list[Inbox[Any]] = []  # whose receivers are to be woken up
 
     @classmethod
     def named(cls, name: str) -> FakeBroker:
@@ -266,6 +267,7 @@ class FakeBroker:
             if session.failure is None:
                 session.failure = ConnectionAbortedError("the connection was closed")
             session.inbox.put(None)
+            self._sleepers.append(session.inbox)
             self._drop(session)
             self.changed.notify_all()
         self.report()
@@ -289,6 +291,7 @@ class FakeBroker:
             if place is not None:
                 session.leaving[address] = session.leaving.get(address, 0) + 1
                 session.inbox.put(address)
+                self._sleepers.append(session.inbox)
                 self._leave(session, place)
         self.report()
 
@@ -302,7 +305,8 @@ class FakeBroker:
     def publish(self, sender: _FakeSession, address: Address, data: bytes) -> None:
         """Route data to whoever listens."""
         with self.lock:
-            self._check(sender)
+            if sender.failure is not None:
+                self._check(sender)
             parcel = Parcel(sender, address, data, next(sender.transport.sequence))
             if sender.cut:
                 sender.holes = True
@@ -310,6 +314,11 @@ class FakeBroker:
                 self._hold(parcel)
             else:
                 self._route(parcel)
+            sleepers = self._sleepers
+            if sleepers:
+                self._sleepers = []
+        for inbox in sleepers:
+            inbox.wake()
         if self._casualties:
             self.report()
 
@@ -373,9 +382,12 @@ class FakeBroker:
         self._invite(place)
 
     def report(self) -> None:
-        """Tell the transports of sessions that died; without the lock."""
+        """Wake up who is to receive, and tell the transports of sessions that died; without the lock."""
         with self.lock:
             casualties, self._casualties = self._casualties, []
+            sleepers, self._sleepers = self._sleepers, []
+        for inbox in sleepers:
+            inbox.wake()
         for session in casualties:
             assert session.failure is not None
             session.transport.lost(session, session.failure)
@@ -488,11 +500,13 @@ class FakeBroker:
             return
         receiver.entered += size
         backlog = receiver.entered - receiver.taken
-        if receiver.inbox.qsize() >= _INBOX_FRAMES or backlog > _INBOX_BYTES:
-            count = receiver.inbox.qsize()
+        if len(receiver.inbox) >= _INBOX_FRAMES or backlog > _INBOX_BYTES:
+            count = len(receiver.inbox)
             self._lose(receiver, ConnectionAbortedError(f"slow consumer: {count:,} frames, {backlog:,} bytes waited"))
         else:
             receiver.inbox.put(item)
+            if receiver.inbox.waits:
+                self._sleepers.append(receiver.inbox)
 
     def _invite(self, place: _Place) -> None:
         """Let the next listener in turn take a frame."""
@@ -508,6 +522,7 @@ class FakeBroker:
         if session.failure is None:
             session.failure = cause
             session.inbox.put(None)
+            self._sleepers.append(session.inbox)
             self._casualties.append(session)
         self._drop(session)
 
@@ -537,6 +552,7 @@ class FakeBroker:
                     parcel.sender.holes = True
                 else:
                     parcel.sender.inbox.put(parcel)
+                    self._sleepers.append(parcel.sender.inbox)
 
 
 _brokers: WeakValueDictionary[str, FakeBroker] = WeakValueDictionary()

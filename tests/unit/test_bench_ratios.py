@@ -45,3 +45,17 @@ def test_neither_is_one_that_could_not_be_measured(ratios: Any) -> None:
     results = fanout(900, 900)
     del results["fanout"]["oslo.messaging rabbit"]
     assert [verdict.good for verdict in ratios.judge(results)] == [True, True, False]
+
+
+def test_a_change_is_judged_by_the_sizes_of_the_tables(ratios: Any) -> None:
+    took = {size: {"median": seconds, "p99": 1.0} for size, seconds in (("1000", 10e-6), ("1000000", 12e-6))}
+    results = {"changes": {"by table size": took, "replace": 0.5, "difference": 0.3}}
+    verdicts = ratios.judge(results)
+    assert [round(verdict.value, 2) for verdict in verdicts] == [1.2, 1.67]
+    assert [verdict.good for verdict in verdicts] == [True, False]
+
+
+def test_many_services_are_judged_by_their_slowest_start(ratios: Any) -> None:
+    slow = {"start": 1.0, "slowest start": 3.5, "call, one service": 30e-6, "call, 500 services": 33e-6}
+    verdicts = ratios.judge({"services": {"fake": slow, "redis": slow, "rabbit": slow}})
+    assert [verdict.good for verdict in verdicts] == [False] * 3 + [True] * 3

@@ -84,6 +84,32 @@ def test_a_burst_goes_out_in_few_frames_and_in_order() -> None:
     assert set(desk.held) == {table}
 
 
+def test_a_thread_that_is_held_up_in_a_burst_does_not_end_it() -> None:
+    table, desk = published()
+    for number in range(300):
+        table.insert([(number,)])
+        desk.time += 0.003 if number % 50 == 49 else 0.00001
+    table.flush()
+    assert [seq for frame in desk.sent for seq in frame] == list(range(1, 301))
+    assert len(desk.sent) < 12
+
+
+def test_a_burst_is_soon_over_when_changes_come_slowly() -> None:
+    table, desk = published()
+    for number in range(200):
+        table.insert([(number,)])
+    desk.time += 0.002
+    for number in range(200, 210):
+        table.insert([(number,)])
+        desk.time += 0.002
+    assert desk.sent[-6:] == [[seq] for seq in range(205, 211)]
+    for number in range(210, 330):
+        table.insert([(number,)])
+    desk.time += 0.02
+    table.insert([(330,)])
+    assert desk.sent[-1][-1] == 331  # the first after a longer rest is not held back
+
+
 def test_what_is_held_back_goes_out_before_the_tip() -> None:
     table, desk = published()
     for number in range(8):

@@ -19,7 +19,11 @@ from dse.core.messages import (
     ForeignVersion,
     Heartbeat,
     Message,
+    PlainChange,
+    PlainChanges,
+    PlainChunk,
     Renew,
+    Reply,
     Request,
     SnapshotChunk,
     Tip,
@@ -27,6 +31,8 @@ from dse.core.messages import (
     decode_change,
     encode,
     encode_body,
+    encode_changes,
+    encode_reply,
     frame_of,
 )
 from dse.core.rows import check_received
@@ -132,3 +138,64 @@ def test_what_nests_or_promises_without_end_is_refused(opening: bytes) -> None:
 def test_a_name_without_end_is_refused() -> None:
     with pytest.raises(BadFrame):
         decode(encode(messages.Leave("n" * 2000, "i")))
+
+
+def test_an_answer_that_is_encoded_at_once_is_a_reply() -> None:
+    assert encode_reply(7, {"a": 1}) == encode(Reply(7, RAW))
+
+
+plain_cells = (
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.text(st.characters(exclude_categories=["Cs"]))
+)
+finite = st.floats(allow_nan=False, allow_infinity=False)
+odd_cells = st.binary(max_size=3) | st.floats() | st.lists(st.integers(0, 3), max_size=2) | st.datetimes()
+
+
+def as_change(cells: list[Any]) -> bytes:
+    return encode_body(ChangeMessage("e", 1, [tuple(cells)], frozenset()))  # type: ignore[arg-type]
+
+
+def as_changes(cells: list[Any]) -> bytes:
+    return encode_changes([as_change([1]), as_change(cells)])
+
+
+def as_chunk(cells: list[Any]) -> bytes:
+    return encode_body(SnapshotChunk(1, 0, [tuple(cells)]))  # type: ignore[arg-type]
+
+
+def rows_in(message: Any) -> tuple[bool, list[Any]]:
+    """Return whether the rows of a message were found to fit while it was decoded, and the rows."""
+    if isinstance(message, messages.Changes):
+        return isinstance(message, PlainChanges), [row for change in message.changes for row in change.added]
+    kind = PlainChange if isinstance(message, ChangeMessage) else PlainChunk
+    return isinstance(message, kind), list(message.added if isinstance(message, ChangeMessage) else message.rows)
+
+
+bodies = pytest.mark.parametrize("body", [as_change, as_changes, as_chunk])
+
+
+@bodies
+@given(cells=st.lists(plain_cells | finite, max_size=5))
+def test_rows_without_bytes_are_checked_while_they_are_decoded(body: Any, cells: list[Any]) -> None:
+    plain, rows = rows_in(decode(frame_of(body(cells))))
+    assert plain
+    assert tuple(cells) in rows
+
+
+@bodies
+@given(cells=st.lists(plain_cells | odd_cells, max_size=5))
+def test_what_was_checked_while_it_was_decoded_fits_a_table(body: Any, cells: list[Any]) -> None:
+    try:
+        message = decode(frame_of(body(cells)))
+    except BadFrame:
+        return
+    plain, rows = rows_in(message)
+    assert not plain or all(check_received([row], len(row)) for row in rows)
+
+
+@pytest.mark.parametrize("cell", [b"x", float("nan"), float("-inf")], ids=repr)
+def test_rows_of_any_other_cells_are_checked_afterwards(cell: Any) -> None:
+    for body in (as_change, as_changes, as_chunk):
+        plain, rows = rows_in(decode(frame_of(body([cell]))))
+        assert not plain
+        assert check_received(rows, 1) == (cell == cell)
