@@ -97,7 +97,7 @@ def read_run_file(
         _hide(expanded, redact)
         checked = _check(expanded, problems, Path(path).parent.absolute())
     except RecursionError:
-        raise FileError(path, [Problem(1, "", "the file is nested too deeply")]) from None
+        raise FileError(path, [Problem(0, "", "is nested too deeply")]) from None
     if problems.found:
         # A plugin's own message may hold what it was given.
         said = [Problem(each.line, redact(each.key), redact(each.message)) for each in problems.found]
@@ -111,17 +111,18 @@ def _read(path: str) -> str:
     try:
         # Not blocking: a pipe that nobody writes to would keep it for ever.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise FileError(path, [Problem(1, "", "is no regular file")])
-            content = file.read(LARGEST + 1)
+        try:
+            regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
+            content = _read_all(descriptor) if regular else b""
+        finally:
+            os.close(descriptor)
     except (OSError, ValueError) as error:
-        if isinstance(error, FileError):
-            raise
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise FileError(path, [Problem(1, "", f"cannot be read: {reason}")]) from None
+        raise FileError(path, [Problem(0, "", f"cannot be read: {reason}")]) from None
+    if not regular:
+        raise FileError(path, [Problem(0, "", "is no regular file")])
     if len(content) > LARGEST:
-        raise FileError(path, [Problem(1, "", f"is larger than {LARGEST >> 20} MiB: it is no run file")])
+        raise FileError(path, [Problem(0, "", f"is larger than {LARGEST >> 20} MiB: it is no run file")])
     try:
         return content.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
@@ -129,11 +130,18 @@ def _read(path: str) -> str:
         raise FileError(path, [Problem(line, "", "is not UTF-8")]) from None
 
 
+def _read_all(descriptor: int) -> bytes:
+    content = b""
+    while len(content) <= LARGEST and (piece := os.read(descriptor, LARGEST + 1)):
+        content += piece
+    return content
+
+
 def _parse(path: str, text: str) -> dict[str, Any]:
     try:
         data = tomllib.loads(text)
     except RecursionError:
-        raise FileError(path, [Problem(1, "", "the file is nested too deeply")]) from None
+        raise FileError(path, [Problem(0, "", "is nested too deeply")]) from None
     except ValueError as error:  # TOMLDecodeError, and what int() says of too many digits
         place = _PLACE.search(str(error))
         last = len(text.rstrip().splitlines()) or 1
@@ -151,7 +159,7 @@ def _parse(path: str, text: str) -> dict[str, Any]:
         ]
         if not level:
             return data
-    raise FileError(path, [Problem(1, "", f"the file is nested more than {DEEPEST} levels deep")])
+    raise FileError(path, [Problem(0, "", f"is nested more than {DEEPEST} levels deep")])
 
 
 def _hide(expanded: Expanded, redact: Redactor) -> None:

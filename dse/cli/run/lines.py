@@ -83,7 +83,6 @@ class _Scanner:
                 self._arrays[path] = self._arrays.get(path, -1) + 1
                 self.lines.setdefault(path, line)
                 path = (*path, self._arrays[path])
-                # Its own arrays begin anew.
                 self.lines[path] = line
             elif path in self._arrays:
                 path = (*path, self._arrays[path])

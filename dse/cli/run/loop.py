@@ -1,9 +1,9 @@
 """The process of `dse run`: its signals, the steps that they lead to, its exit code.
 
 The main thread only waits: for a signal, for the end of a step, for the supervisor's watchdog to be due. What takes
-time (reading the file, starting, reloading, stopping) is a *step*, on a thread of its own, one at a time. So a signal is
-heard whatever the process is doing. A step that hangs does not keep it from ending: after `STEP_PATIENCE` seconds the
-node is stopped beside it.
+time (reading the file, starting, reloading, stopping) is a *step*, on a thread of its own, one at a time. So a signal
+is heard whatever the process is doing. A step that hangs does not keep it from ending: after `STEP_PATIENCE` seconds
+the node is stopped beside it.
 """
 
 from __future__ import annotations

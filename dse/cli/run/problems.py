@@ -25,7 +25,7 @@ _BARE = re.compile(r"[A-Za-z0-9_-]+\Z")
 
 @dataclass(frozen=True, order=True)
 class Problem:
-    """One thing that is wrong. key: in dotted form, '' where it concerns the file as a whole."""
+    """One thing that is wrong. line: 0 where it concerns the file as a whole. key: in dotted form, '' if none does."""
 
     line: int
     key: str
@@ -86,5 +86,5 @@ def known_names(unknown: str, known: Collection[str]) -> str:
 
 
 def _shown(path: str, problem: Problem) -> str:
-    where = f"{path}:{problem.line}: "
+    where = f"{path}:{problem.line}: " if problem.line else f"{path}: "
     return f"{where}{problem.key}: {problem.message}" if problem.key else f"{where}{problem.message}"
