@@ -14,12 +14,12 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from queue import Empty, SimpleQueue
 from types import FrameType
 
 from dse.cli.main import FAILED, MISUSED, describe, say_error
 from dse.cli.run.file import LogOptions
 from dse.cli.run.logs import Logs
+from dse.cli.run.mailbox import Mailbox
 from dse.cli.run.notify import Notifier
 from dse.cli.run.problems import FileError
 from dse.cli.run.redact import Redactor
@@ -45,7 +45,7 @@ class MainLoop:
     """Runs a file until it is told to stop. path: the file. wait: seconds to wait for a broker; None for ever."""
 
     def __init__(self, path: str, *, wait: float | None = None) -> None:
-        self._events: SimpleQueue[_Event] = SimpleQueue()  # a put is safe in a signal handler
+        self._events: Mailbox[_Event] = Mailbox()
         self._requests = Requests()
         self._redact = Redactor()
         self._logs = Logs(self._redact)
@@ -73,6 +73,7 @@ class MainLoop:
         finally:
             signals.uninstall()
             self._logs.close()
+            self._events.close()
 
     def _run(self) -> int:
         self._begin(self._runner.start)
@@ -163,10 +164,9 @@ class MainLoop:
                     self._notifier.alive()
                     self._alive_due = now + period / 2
                 waits.append(max(0.001, self._alive_due - now))
-            try:
-                return self._events.get(timeout=min(waits) if waits else None)
-            except Empty:
-                continue
+            event = self._events.get(min(waits) if waits else None)
+            if event is not None:
+                return event
 
 
 class _Event:
@@ -196,14 +196,16 @@ class _Done(_Event):
 class _Signals:
     """Turns signals into events. The second Ctrl-C ends the process at once."""
 
-    def __init__(self, events: SimpleQueue[_Event]) -> None:
+    def __init__(self, events: Mailbox[_Event]) -> None:
         self._events = events
         self._before: dict[signal.Signals, object] = {}
+        self._woken_before = -1
         self._interrupted = False
 
     def install(self) -> None:
         """Take the signals, when called by the main thread; others cannot."""
         if threading.current_thread() is threading.main_thread():
+            self._woken_before = self._events.wake_for_signals()
             for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._heard)
 
@@ -211,6 +213,8 @@ class _Signals:
         """Leave the signals as they were."""
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
+        if self._before:
+            signal.set_wakeup_fd(self._woken_before)
 
     def _heard(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:
