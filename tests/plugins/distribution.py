@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-__all__ = ["install"]
+from stevedore import ExtensionManager
+
+__all__ = ["install", "installed"]
 
 
 def install(folder: Path, name: str, code: str, plugins: Mapping[str, str]) -> Path:
@@ -21,3 +25,18 @@ def install(folder: Path, name: str, code: str, plugins: Mapping[str, str]) -> P
     points = "".join(f"{plugin} = {target}\n" for plugin, target in plugins.items())
     (metadata / "entry_points.txt").write_text(f"[dse.services]\n{points}")
     return folder
+
+
+@contextlib.contextmanager
+def installed(folder: Path) -> Iterator[None]:
+    """The distributions in a folder are installed for this process, for so long."""
+    modules = {path.stem for path in folder.glob("*.py")}
+    sys.path.insert(0, str(folder))
+    ExtensionManager.ENTRY_POINT_CACHE.clear()  # stevedore looks but once
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        ExtensionManager.ENTRY_POINT_CACHE.clear()
+        for name in modules:
+            sys.modules.pop(name, None)

@@ -169,13 +169,15 @@ class Supervised:
         assert self.process is not None
         self.process.send_signal(number)
 
-    def reload(self, text: str | None = None) -> None:
-        """Change the file, send SIGHUP, and wait until the reload is over."""
+    def reload(self, text: str | None = None, says: str = "reloaded ") -> None:
+        """Change the file, send SIGHUP, and wait until the reload is over, and has said so."""
         if text is not None:
             self.write(text)
+        before = len([line for line in self.log if re.search(says, line)])
         ready = len([told for told in self.told if "READY=1" in told])
         self.send(signal.SIGHUP)
         self.until_told("READY=1", ready + 1)
+        self.until_logged(says, before + 1)
 
     def end(self, number: signal.Signals = signal.SIGTERM, within: float = 15.0) -> int:
         """Send the signal, and return the exit code."""
@@ -287,7 +289,7 @@ class TestLife:
     def test_a_wrong_file_starts_nothing(self, make: Make) -> None:
         run = make(services("a", "b valeu=1", top="bsu = 1"))
         assert run.code() == 2
-        assert [line.partition(": ")[0] for line in run.log] == [f"{run.file}:3", f"{run.file}:12"]
+        assert [line.partition(": ")[0] for line in run.log] == [f"{run.file}:3", f"{run.file}:13"]
         assert "unknown option of 'probe'; did you mean 'value'?" in run.log[1]
         assert run.diary_lines() == []
 
@@ -383,12 +385,11 @@ class TestReload:
         run = make(services("a", "b"))
         run.until_told("READY=1")
         before = run.diary_lines()
-        run.reload(text)
-        assert said in run.until_logged(re.escape(said))
-        assert "is wrong: what runs goes on as it is" in run.log[-1]
+        run.reload(text, says="is wrong: what runs goes on as it is")
+        assert said in run.log[-2]
         assert run.told[-1].endswith("run.toml is wrong, see the log")
         run.file.unlink()
-        run.reload()
+        run.reload(says="is wrong: what runs goes on as it is")
         assert "cannot be read: No such file" in run.log[-2]
         assert run.diary_lines() == before
         run.reload(services("a", "b value=7"))
@@ -416,7 +417,7 @@ class TestReload:
         run = make(text)
         name = re.search(r"node (\S+) on", run.until_told("READY=1"))
         assert name is not None
-        run.reload(text.replace("[log]", 'bus = "other"\n[log]'))
+        run.reload(text.replace("[log]", 'bus = "other"\n[log]'), says="ready: ")
         assert f"node {name[1]} on fake://, bus other; services: a" in run.told[-1]
         assert run.until_logged("reload: bus changed: the node restarts, with all its services")
         assert run.diary_lines() == ["starting a 0", "started a 0", "stopped a 0", "starting a 0", "started a 0"]
@@ -425,7 +426,7 @@ class TestReload:
     def test_a_node_that_cannot_be_restarted_comes_back_as_it_was(self, make: Make) -> None:
         run = make(services("a"))
         run.until_told("READY=1")
-        run.reload(services("a fail=true", top='bus = "other"'))
+        run.reload(services("a fail=true", top='bus = "other"'), says="ready: ")
         assert run.until_logged("the node did not start: the service 'a' did not start.*it comes back as it was")
         assert run.told[-1].endswith("bus dse; services: a")
         assert run.diary_lines()[-3:] == ["starting a 0", "starting a 0", "started a 0"]
@@ -552,10 +553,10 @@ class TestOverABroker:
             top = f'bus = "{bus}"'
             run = make(services("a", transport=redis_server.url, top=top))
             run.until_told("READY=1")
-            run.reload(services("a value=1", transport=f"redis://127.0.0.1:{with_nobody.port}", top=top))
-            assert "nothing is changed, the node stays where it is" in run.log[-1]
+            nowhere = services("a value=1", transport=f"redis://127.0.0.1:{with_nobody.port}", top=top)
+            run.reload(nowhere, says="nothing is changed, the node stays where it is")
             assert run.diary_lines() == ["starting a 0", "started a 0"]
-            run.reload(services("a value=1", transport="fake://", top=top))
+            run.reload(services("a value=1", transport="fake://", top=top), says="ready: ")
             assert run.diary_lines()[-1] == "started a 1"
             assert "on fake://" in run.told[-1]
             assert not redis_server.leftovers(bus)
@@ -576,7 +577,7 @@ class TestOverABroker:
         with Node(redis_server.url, bus=bus, node_id="n2"):
             run = make(services("a", transport=redis_server.url, top=top))
             run.until_told("READY=1")
-            run.reload(services("a", transport=redis_server.url, top=top).replace('"n1"', '"n2"'))
+            run.reload(services("a", transport=redis_server.url, top=top).replace('"n1"', '"n2"'), says="ready: ")
             assert run.until_logged("the node did not start: node 'n2': an older live node.*comes back as it was")
             assert "READY=1\nSTATUS=node n1 " in run.told[-1]
             assert run.end() == 0

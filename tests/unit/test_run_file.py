@@ -19,7 +19,7 @@ from dse.cli.run.problems import FileError
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from plugins.distribution import install
+from plugins.distribution import install, installed
 
 CODE = '''
 from __future__ import annotations
@@ -121,10 +121,8 @@ def plugins(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The plugins above are installed."""
     folder = install(tmp_path_factory.mktemp("plugins"), "sheets_dist", CODE, PLUGINS)
     (folder / "sheets_dist_absent.py").write_text("import a_package_that_is_not_installed\n")
-    sys.path.insert(0, str(folder))
-    yield
-    sys.path.remove(str(folder))
-    sys.modules.pop("sheets_dist", None)
+    with installed(folder):
+        yield
 
 
 Read = Callable[..., RunFile]

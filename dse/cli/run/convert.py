@@ -31,12 +31,12 @@ from dse.cli.run.kinds import (
 )
 from dse.cli.run.lines import Key
 from dse.cli.run.problems import BAD, Problems, known_names
+from dse.cli.run.redact import SECRET_NAME
 from dse.errors import ConfigError
 
 __all__ = ["Context", "convert", "convert_fields"]
 
 _EXPECTED = re.compile(r"Expected `[^`]*` (?:(of length .*)|matching (regex .*)|(.*))")
-_SECRET = re.compile(r"pass|secret|token|key|credential", re.IGNORECASE)
 _LONGEST_SHOWN = 60
 
 
@@ -179,7 +179,7 @@ def _not_among(value: Any, allowed: Sequence[Any], key: Key, context: Context) -
 def _shown(value: Any, key: Key, context: Context) -> str:
     if key in context.written:
         return f"what {context.written[key][:_LONGEST_SHOWN]!r} stands for"
-    if any(isinstance(part, str) and _SECRET.search(part) for part in key):
+    if any(isinstance(part, str) and SECRET_NAME.search(part) for part in key):
         return "the value"
     shown = repr(value)
     return shown if len(shown) <= _LONGEST_SHOWN else f"{shown[:_LONGEST_SHOWN]}…"

@@ -16,7 +16,7 @@ from dse.cli.run.environment import Expanded, expand
 from dse.cli.run.kinds import Field, record_fields
 from dse.cli.run.lines import find_lines
 from dse.cli.run.problems import BAD, FileError, Problem, Problems
-from dse.cli.run.redact import Redactor
+from dse.cli.run.redact import SECRET_NAME, Redactor
 from dse.cli.run.services import ServiceSpec, check_services
 from dse.core.node import Node
 from dse.core.url import TransportUrl
@@ -173,6 +173,7 @@ def _hide(expanded: Expanded, redact: Redactor) -> None:
         except DseError:
             return
         redact.add([url.password] if url.password else [])
+        redact.add(value for name, value in url.options.items() if SECRET_NAME.search(name))
 
 
 _TABLES = [Field("log", "log", dict[str, Any], False), Field("services", "services", dict[str, Any], False)]

@@ -132,7 +132,15 @@ def record_fields(kind: Any) -> list[Field]:
             for each in dataclasses.fields(cls)
             if each.init
         ]
-    return [Field(name, name, hint, name in cls.__required_keys__) for name, hint in hints.items()]
+    return [Field(name, name, hint, _required(cls, name, hint)) for name, hint in hints.items()]
+
+
+def _required(cls: Any, name: str, hint: Any) -> bool:
+    # Where annotations are postponed, the class itself does not know which are marked.
+    mark = typing.get_origin(hint)
+    return (
+        name in cls.__required_keys__ if mark not in (typing.Required, typing.NotRequired) else mark is typing.Required
+    )
 
 
 def kind_words(kind: Any) -> str:

@@ -8,7 +8,10 @@ import threading
 from collections.abc import Iterable
 from urllib.parse import quote, quote_plus
 
-__all__ = ["Redactor"]
+__all__ = ["SECRET_NAME", "Redactor"]
+
+SECRET_NAME = re.compile(r"pass|secret|token|key|credential", re.IGNORECASE)
+"""Finds the names of options whose values are nobody's business."""
 
 MASK = "***"
 SHORTEST = 4

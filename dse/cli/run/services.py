@@ -68,7 +68,11 @@ def _check_service(service_id: str, table: Any, key: Key, context: Context) -> S
         problems.add((*key, "plugin"), f"the plugin {plugin!r} cannot be run from a file: {error}")
         return None
     given = {name: value for name, value in table.items() if name != "plugin"}
-    options = convert_fields(given, fields, key, context, what=f"option of {plugin!r}", others=others)
+    try:
+        options = convert_fields(given, fields, key, context, what=f"option of {plugin!r}", others=others)
+    except Exception as error:  # an annotation that says something unheard of, or cannot be resolved
+        problems.add((*key, "plugin"), f"the annotations of the plugin {plugin!r} cannot be read: {error}")
+        return None
     if any(value is BAD for value in options.values()) or len(problems) > before:
         return None
     spec = ServiceSpec(service_id, plugin, _fingerprint(table), cls, options)
@@ -135,7 +139,7 @@ def plugin_options(cls: type[DataService]) -> tuple[list[Field], Any]:
 def _in_document(key: tuple[str, ...], table: Any) -> Key:
     """Return a key as the document has it: the plugin may have written an index as text."""
     found: Key = ()
-    for part in key:
+    for part in map(str, key):
         if isinstance(table, list) and part.isdigit() and int(part) < len(table):
             found, table = (*found, int(part)), table[int(part)]
         else:
