@@ -34,6 +34,7 @@ COMMAND = [sys.executable, "-m", "dse.cli.main", "run"]
 CODE = '''
 import logging
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -48,8 +49,9 @@ class Probe(DataService):
     seen = Table("value")
 
     def __init__(self, service_id: str, diary: Path, value: int = 0, fail: bool = False, gate: Path | None = None,
-                 password: str = "") -> None:
+                 password: str = "", leaves: bool = False) -> None:
         super().__init__(service_id)
+        self.leaves = leaves
         self.diary, self.value, self.fail, self.gate, self.password = diary, value, fail, gate, password
 
     def write(self, what: str) -> None:
@@ -64,6 +66,8 @@ class Probe(DataService):
             time.sleep(0.01)
         self.seen.insert([(self.value,)])
         self.write("started")
+        if self.leaves:
+            threading.Thread(target=self.node.stop).start()
 
     def on_stop(self) -> None:
         self.write("stopped")
@@ -302,6 +306,11 @@ class TestLife:
         assert "on_start" in said["exception"]
         assert run.diary_lines() == ["starting a 0", "started a 0", "starting b 0", "stopped a 0"]
 
+    def test_a_node_that_stops_by_itself_ends_it(self, make: Make) -> None:
+        run = make(services("a", "b leaves=true"))
+        assert run.code() == 1
+        assert run.until_logged("was stopped")
+
     def test_the_second_ctrl_c_ends_it_at_once(self, make: Make) -> None:
         run = make(services("a gate='never'"))
         run.until_written("starting a 0")
@@ -490,6 +499,17 @@ class TestOverABroker:
             assert node.call("a", "get") == 8
         assert run.end() == 0
         assert not redis_server.leftovers(bus)
+
+    def test_it_runs_over_rabbitmq_alike(self, make: Make, rabbit_server: Broker, bus: str) -> None:
+        run = make(services("a value=7", transport=rabbit_server.url, top=f'bus = "{bus}"'))
+        run.until_told("READY=1")
+        with Node(rabbit_server.url, bus=bus) as node:
+            node.wait_for("a")
+            assert node.call("a", "get") == 7
+            run.reload(services("a value=8", transport=rabbit_server.url, top=f'bus = "{bus}"'))
+            assert node.call("a", "get") == 8
+        assert run.end() == 0
+        assert not rabbit_server.leftovers(bus)
 
     def test_it_waits_for_a_broker_that_comes_later(self, make: Make, redis_server: Broker, bus: str) -> None:
         redis_server.stop()

@@ -20,7 +20,7 @@ from dse.core.connection import backoff
 from dse.core.node import Node
 from dse.core.plugins import open_transport
 from dse.core.transport import Address, ConnectionState
-from dse.errors import DseError, TransportUnavailable
+from dse.errors import DseError, NodeIdClash, TransportUnavailable
 
 __all__ = ["Runner", "ServiceFailed", "Stopped"]
 
@@ -162,14 +162,16 @@ class Runner:
                 raise _FileChanged
 
     def _await_end(self, node: Node) -> None:
+        error = DseError(f"node {node.node_id!r} was stopped by one of its services")
         try:
             node.runtime.closed.wait()
-            if self._leaving:
-                return
             node.runtime  # noqa: B018  raises what it stopped for
-        except DseError as error:
-            if not self._leaving:
-                self._ended(error)
+        except NodeIdClash as clash:
+            error = clash
+        except DseError:
+            pass
+        if not self._leaving:
+            self._ended(error)
 
     def _restart_node(self, file: RunFile, names: Iterable[str]) -> None:
         assert self._file is not None
