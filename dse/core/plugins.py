@@ -42,8 +42,7 @@ def load_plugin(group: str, name: str, *, kind: str, base: type[T], extras: Mapp
             name,
             invoke_on_load=False,
             on_load_failure_callback=lambda _manager, _entry_point, error: failures.append(error),
-            on_missing_entrypoints_callback=None,
-            warn_on_missing_entrypoint=False,  # what is raised says it
+            on_missing_entrypoints_callback=lambda _names: None,  # what is raised says it; stevedore need not log it
         )
         plugin = manager.driver
     except MultipleMatches as error:

@@ -40,17 +40,17 @@ def rooms(tmp_path: Path) -> Path:
     return folder
 
 
-def dse_run(file: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def dse(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(folder), "XDG_CACHE_HOME": str(folder)}
     environment.pop("DSE_TRANSPORT", None)
     return subprocess.run(
-        [sys.executable, "-m", "dse.cli.main", "run", *arguments, file.name],
-        capture_output=True, text=True, timeout=60, env=environment, cwd=file.parent,
+        [sys.executable, "-m", "dse.cli.main", *arguments],
+        capture_output=True, text=True, timeout=60, env=environment, cwd=folder.parent,
     )  # fmt: skip
 
 
 def test_the_file_of_the_page_is_all_right(rooms: Path, tmp_path: Path) -> None:
-    done = dse_run(tmp_path / "run.toml", rooms, "--check")
+    done = dse(rooms, "run", "--check", "run.toml")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "run.toml: all right: 2 services on fake://, bus prod\n"
 
@@ -59,9 +59,15 @@ def test_what_the_page_shows_of_a_wrong_file_is_what_is_said(rooms: Path, tmp_pa
     file = tmp_path / "run.toml"
     text = file.read_text().replace('bus = "prod"', "bus = 5").replace("separator", "separater")
     file.write_text(re.sub(r"^path = .*$", '\n[services.sensors.tables.attic]\npath = "${ATTIC}"', text, flags=re.M))
-    done = dse_run(file, rooms, "--check")
+    done = dse(rooms, "run", "--check", "run.toml")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == block("", "run.toml:2: ")
+
+
+def test_what_the_page_shows_of_its_plugin_is_what_is_told(rooms: Path) -> None:
+    done = dse(rooms, "plugins", "rooms")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"$ dse plugins rooms\n{done.stdout}" == block("", "$ dse plugins")
 
 
 def test_the_plugin_of_the_page_works_as_the_page_says(rooms: Path, tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -498,6 +500,57 @@ class TestTheCommand:
         out, err = capsys.readouterr()
         assert out == ""
         assert [line.partition(": ")[0] for line in err.splitlines()] == [f"{path}:2", f"{path}:3"]
+
+    def test_nobody_else_speaks_of_a_plugin_that_lacks_its_packages(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        path = tmp_path / "run.toml"
+        path.write_text('transport = "fake://"\n[services.x]\nplugin = "sql"\n')
+        assert main(["run", "--check", str(path)]) == 2
+        assert caplog.records == []
+
+
+class TestPlugins:
+    """`dse plugins`."""
+
+    def test_they_are_listed_with_what_they_are_or_lack(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["plugins"]) == 0
+        out = capsys.readouterr().out
+        assert "sheets     Everything that an option can be.\n" in out
+        assert "plain\n" in out
+        assert "sql        cannot be used: the service plugin 'sql' lacks its packages" in out
+        assert main(["plugins", "--json"]) == 0
+        said = {each["plugin"]: each for each in json.loads(capsys.readouterr().out)}
+        assert said["sheets"] == {"plugin": "sheets", "doc": "Everything that an option can be."}
+        assert "pip install 'dse[sql]'" in said["sql"]["problem"]
+
+    def test_the_options_of_one_are_those_of_its_constructor(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["plugins", "sheets"]) == 0
+        options = capsys.readouterr().out.partition("\n\n")[2]
+        assert [re.sub(" {2,}", "|", line.strip()) for line in options.splitlines()] == [
+            "tables|a table (required)",
+            "tables.NAME.path|a path (required)",
+            "tables.NAME.columns|a table (default {})",
+            "tables.NAME.skip|an integer (default 0)",
+            "interval|a number (default 5.0)",
+            "mode|'fast' or 'safe' (default \"safe\")",
+            "retries|an integer",
+            "when|'now' or a number (default \"now\")",
+            "names|an array of strings (default [])",
+            "login|a table",
+            "login.user|a string (required)",
+            'login.password|a string (default "")',
+            "folder|a path",
+            "lazy|true or false (default false)",
+        ]
+        assert main(["plugins", "anything", "--json"]) == 0
+        said = json.loads(capsys.readouterr().out)
+        assert said["class"] == "sheets_dist.Anything"
+        assert said["options"][1] == {"option": "…", "type": "a string", "required": False, "default": ""}
+
+    def test_one_that_is_not_there_is_refused(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["plugins", "nix"]) == 2
+        assert "no service plugin 'nix' is installed; installed are anything, " in capsys.readouterr().err
 
 
 # Hostile files

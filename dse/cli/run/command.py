@@ -1,15 +1,15 @@
-"""``dse run FILE``: the subcommand."""
+"""The subcommands ``dse run FILE`` and ``dse plugins``."""
 
 from __future__ import annotations
 
 import argparse
 import math
 
-__all__ = ["add_command"]
+__all__ = ["add_commands"]
 
 
-def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command to the parser of `dse`."""
+def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the commands to the parser of `dse`."""
     run = commands.add_parser(
         "run",
         help="a node from a file: its transport, bus, and services by plugin name",
@@ -32,6 +32,16 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     run.set_defaults(run=_run)
 
+    plugins = commands.add_parser(
+        "plugins",
+        help="the installed service plugins, for `dse run`, and their options",
+        description="The installed service plugins; or what one of them does, and what it can be told in a run file.",
+        epilog="exit codes: 0 done; 2 no such plugin, or a missing package",
+    )
+    plugins.add_argument("plugin", metavar="PLUGIN", nargs="?")
+    plugins.add_argument("--json", action="store_true", help="for programs: JSON")
+    plugins.set_defaults(run=_plugins)
+
 
 def _run(options: argparse.Namespace) -> int:
     # Not before it is needed: the other commands load no part of this.
@@ -40,6 +50,12 @@ def _run(options: argparse.Namespace) -> int:
     from dse.cli.run.loop import MainLoop
 
     return MainLoop(options.file, wait=options.wait).run()
+
+
+def _plugins(options: argparse.Namespace) -> int:
+    from dse.cli.run.plugins import list_plugins
+
+    return list_plugins(options)
 
 
 def _check(path: str) -> int:

@@ -50,12 +50,13 @@ _WORDS: Mapping[Any, tuple[str, str]] = {
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Field:
-    """One key of a table. name: in Python; key: in the file."""
+    """One key of a table. name: in Python; key: in the file. default: what it is when it is not required."""
 
     name: str
     key: str
     kind: Any
     required: bool
+    default: Any = None
 
 
 def bare(kind: Any) -> tuple[Any, tuple[msgspec.Meta, ...]]:
@@ -119,7 +120,10 @@ def record_fields(kind: Any) -> list[Field]:
     """Return the keys of a Struct, a dataclass or a TypedDict."""
     cls = typing.get_origin(kind) or kind
     if issubclass(cls, msgspec.Struct):
-        return [Field(each.name, each.encode_name, each.type, each.required) for each in msgspec.structs.fields(kind)]
+        return [
+            Field(each.name, each.encode_name, each.type, each.required, _default(each, msgspec.NODEFAULT))
+            for each in msgspec.structs.fields(kind)
+        ]
     hints = typing.get_type_hints(cls, include_extras=True)
     if dataclasses.is_dataclass(cls):
         return [
@@ -128,11 +132,19 @@ def record_fields(kind: Any) -> list[Field]:
                 each.name,
                 hints[each.name],
                 each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING,
+                _default(each, dataclasses.MISSING),
             )
             for each in dataclasses.fields(cls)
             if each.init
         ]
     return [Field(name, name, hint, _required(cls, name, hint)) for name, hint in hints.items()]
+
+
+def _default(field: Any, none: Any) -> Any:
+    """Return the default of a field of a Struct or a dataclass, which has `none` where there is none."""
+    if field.default is not none:
+        return field.default
+    return field.default_factory() if field.default_factory is not none else None
 
 
 def _required(cls: Any, name: str, hint: Any) -> bool:

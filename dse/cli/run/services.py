@@ -132,7 +132,7 @@ def plugin_options(cls: type[DataService]) -> tuple[list[Field], Any]:
             if required:
                 raise ConfigError(f"the parameter {each.name!r} of {cls.__name__}.__init__ cannot be given by name")
         elif each.kind is not inspect.Parameter.VAR_POSITIONAL:
-            fields.append(Field(each.name, each.name, kind, required))
+            fields.append(Field(each.name, each.name, kind, required, None if required else each.default))
     return fields, others
 
 
