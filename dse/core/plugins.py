@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from stevedore import DriverManager, NamedExtensionManager
-from stevedore.exception import MultipleMatches, NoMatches
+from stevedore import NamedExtensionManager
 
 from dse.core.transport import Transport, TransportEvents
 from dse.core.url import TransportUrl
@@ -36,21 +35,21 @@ def load_plugin(group: str, name: str, *, kind: str, base: type[T], extras: Mapp
     naming what to install, and `ConfigError` for one that cannot be loaded, is no such class, or exists twice.
     """
     failures: list[BaseException] = []
-    try:
-        manager: Any = DriverManager(
-            group,
-            name,
-            invoke_on_load=False,
-            on_load_failure_callback=lambda _manager, _entry_point, error: failures.append(error),
-            on_missing_entrypoints_callback=lambda _names: None,  # what is raised says it; stevedore need not log it
-        )
-        plugin = manager.driver
-    except MultipleMatches as error:
-        raise ConfigError(f"several installed plugins claim the {kind} {name!r}: {error}") from error
-    except NoMatches:
+    # Not a DriverManager: that logs what is raised here.
+    manager: Any = NamedExtensionManager(
+        group,
+        names=[name],
+        on_load_failure_callback=lambda _manager, _entry_point, error: failures.append(error),
+        on_missing_entrypoints_callback=lambda _names: None,
+    )
+    found = {extension.entry_point_target: extension.plugin for extension in manager.extensions}
+    if len(found) > 1:
+        raise ConfigError(f"several installed plugins claim the {kind} {name!r}: {', '.join(sorted(found))}")
+    if not found:
         if failures:
             raise _cannot_load(kind, name, failures[0], extras) from failures[0]
-        raise LookupError(name) from None
+        raise LookupError(name)
+    (plugin,) = found.values()
     if not (isinstance(plugin, type) and issubclass(plugin, base)):
         raise ConfigError(f"the {kind} {name!r} is not a dse {base.__name__}: {plugin!r}")
     return plugin
