@@ -36,12 +36,15 @@ def load_plugin(group: str, name: str, *, kind: str, base: type[T], extras: Mapp
     """
     failures: list[BaseException] = []
     # Not a DriverManager: that logs what is raised here.
-    manager: Any = NamedExtensionManager(
-        group,
-        names=[name],
-        on_load_failure_callback=lambda _manager, _entry_point, error: failures.append(error),
-        on_missing_entrypoints_callback=lambda _names: None,
-    )
+    try:
+        manager: Any = NamedExtensionManager(
+            group,
+            names=[name],
+            on_load_failure_callback=lambda _manager, _entry_point, error: failures.append(error),
+            on_missing_entrypoints_callback=lambda _names: None,
+        )
+    except SystemExit as error:  # the plugin's module ends the program: it does not end ours
+        raise _cannot_load(kind, name, error, extras) from error
     found = {extension.entry_point_target: extension.plugin for extension in manager.extensions}
     if len(found) > 1:
         raise ConfigError(f"several installed plugins claim the {kind} {name!r}: {', '.join(sorted(found))}")

@@ -103,6 +103,11 @@ class Odd(DataService):
         super().__init__(service_id)
 
 
+class Leaving(DataService):
+    def __init__(self, service_id: str) -> None:
+        raise SystemExit("no reason to stay")
+
+
 class NoService:
     pass
 '''
@@ -112,9 +117,11 @@ PLUGINS = {
     "anything": "sheets_dist:Anything",
     "plain": "sheets_dist:Plain",
     "odd": "sheets_dist:Odd",
+    "leaving": "sheets_dist:Leaving",
+    "gone": "sheets_dist_gone:Gone",
     "noservice": "sheets_dist:NoService",
     "nowhere": "sheets_dist:Nowhere",
-    "sql": "sheets_dist_absent:Sql",
+    "lacking": "sheets_dist_absent:Lacking",
 }
 
 
@@ -123,6 +130,7 @@ def plugins(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The plugins above are installed."""
     folder = install(tmp_path_factory.mktemp("plugins"), "sheets_dist", CODE, PLUGINS)
     (folder / "sheets_dist_absent.py").write_text("import a_package_that_is_not_installed\n")
+    (folder / "sheets_dist_gone.py").write_text("import sys\nsys.exit(3)\n")
     with installed(folder):
         yield
 
@@ -287,7 +295,7 @@ columns = { a = "integer" }
             ("[services]\nx = 1", "3: services.x: must be a table with a key 'plugin'"),
             (
                 "[services.x]",
-                "2: services.x.plugin: is missing; it is the name of a plugin, one of anything, host, ",
+                "2: services.x.plugin: is missing; it is the name of a plugin, one of anything, ",
             ),
             ('[services.x]\nplugin = "sheet"', "3: services.x.plugin: no plugin 'sheet' is installed; did you mean "),
             ("[services.x]\nplugin = 1", "3: services.x.plugin: must be a string, the name of a plugin"),
@@ -305,14 +313,22 @@ columns = { a = "integer" }
                 "3: services.x.plugin: the service plugin 'nowhere' cannot be loaded: AttributeError: ",
             ),
             (
-                '[services.x]\nplugin = "sql"',
-                "3: services.x.plugin: the service plugin 'sql' lacks its packages (a_package_that_is_not_installed "
-                "cannot be imported); install it with: pip install 'dse[sql]'",
+                '[services.x]\nplugin = "lacking"',
+                "3: services.x.plugin: the service plugin 'lacking' lacks its packages "
+                "(a_package_that_is_not_installed cannot be imported); install what its documentation names",
             ),
             (
                 '[services.x]\nplugin = "odd"',
                 "3: services.x.plugin: the plugin 'odd' cannot be run from a file: the first parameter of "
                 "Odd.__init__ must be service_id",
+            ),
+            (
+                '[services.x]\nplugin = "leaving"',
+                "2: services.x: the plugin 'leaving' refuses its options: SystemExit: no reason to stay",
+            ),
+            (
+                '[services.x]\nplugin = "gone"',
+                "3: services.x.plugin: the service plugin 'gone' cannot be loaded: SystemExit: 3",
             ),
             ("keys = []", "2: keys: keys: this release cannot seal frames yet; leave keys out"),
             ("workers = 0", "2: workers: workers and max_pending are at least 1"),
@@ -505,7 +521,7 @@ class TestTheCommand:
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         path = tmp_path / "run.toml"
-        path.write_text('transport = "fake://"\n[services.x]\nplugin = "sql"\n')
+        path.write_text('transport = "fake://"\n[services.x]\nplugin = "lacking"\n')
         assert main(["run", "--check", str(path)]) == 2
         assert caplog.records == []
 
@@ -516,13 +532,13 @@ class TestPlugins:
     def test_they_are_listed_with_what_they_are_or_lack(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["plugins"]) == 0
         out = capsys.readouterr().out
-        assert "sheets     Everything that an option can be.\n" in out
-        assert "plain\n" in out
-        assert "sql        cannot be used: the service plugin 'sql' lacks its packages" in out
+        lines = [re.sub(" {2,}", "|", line) for line in out.splitlines()]
+        assert {"sheets|Everything that an option can be.", "plain"} <= set(lines)
+        assert [line for line in lines if line.startswith("lacking|cannot be used: the service plugin 'lacking' lacks")]
         assert main(["plugins", "--json"]) == 0
         said = {each["plugin"]: each for each in json.loads(capsys.readouterr().out)}
         assert said["sheets"] == {"plugin": "sheets", "doc": "Everything that an option can be."}
-        assert "pip install 'dse[sql]'" in said["sql"]["problem"]
+        assert "a_package_that_is_not_installed" in said["lacking"]["problem"]
 
     def test_the_options_of_one_are_those_of_its_constructor(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["plugins", "sheets"]) == 0

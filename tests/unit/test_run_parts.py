@@ -37,6 +37,7 @@ from dse.cli.run.redact import Redactor
 from dse.cli.run.reload import Changes, find_changes
 from dse.cli.run.requests import Requests
 from dse.cli.run.services import ServiceSpec, plugin_options
+from dse.core.plugins import load_plugin
 from dse.core.service import DataService
 from dse.errors import ConfigError, MissingExtra
 from dse.services.plugins import installed_services, load_service
@@ -225,6 +226,11 @@ class TestPlugins:
     def test_a_package_that_is_missing_is_named(self) -> None:
         with pytest.raises(MissingExtra, match=r"'parts_c' lacks its packages \(not_installed_here cannot be "):
             load_service("parts_c")
+
+    def test_an_extra_of_our_own_is_named(self) -> None:
+        with pytest.raises(MissingExtra, match=r"install it with: pip install 'dse\[sql\]'$") as caught:
+            load_plugin("dse.services", "parts_c", kind="service", base=DataService, extras={"parts_c": "sql"})
+        assert caught.value.extra == "sql"
 
 
 def test_a_plugin_that_names_its_extra_is_believed(tmp_path: Path) -> None:

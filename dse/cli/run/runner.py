@@ -189,7 +189,8 @@ class Runner:
         except Stopped:
             raise
         except Exception as error:
-            _log.error("reload: the node did not start: %s; it comes back as it was", _said(error))
+            said = str(error) if isinstance(error, DseError) else f"{type(error).__name__}: {error}"
+            _log.error("reload: the node did not start: %s; it comes back as it was", said, exc_info=error.__cause__)
             self.stop()
             self._logs.apply(before.log)
             self._begin(before)
@@ -201,7 +202,7 @@ class Runner:
         self._notifier.status(f"starting {spec.service_id}", patience=_SERVICE_PATIENCE)
         try:
             self._node.register(spec.make())
-        except Exception as error:  # a plugin is anybody's code
+        except (Exception, SystemExit) as error:  # a plugin is anybody's code
             raise ServiceFailed(spec.service_id, error) from error
         self._running[spec.service_id] = spec
         _log.info("the service %r (plugin %r) runs", spec.service_id, spec.plugin)
@@ -258,6 +259,8 @@ class Runner:
             for line in error.lines:
                 _log.error("%s", line)
             _log.error("%s is wrong: what runs goes on as it is", self._path)
+        except Exception:  # no file may end what runs
+            _log.exception("%s cannot be checked: what runs goes on as it is", self._path)
         return None
 
     def _check_stop(self) -> None:
@@ -277,7 +280,3 @@ class _Nobody:
     def received(self, address: Address, frame: bytes) -> None: ...
     def undeliverable(self, address: Address, frame: bytes) -> None: ...
     def state_changed(self, state: ConnectionState) -> None: ...
-
-
-def _said(error: BaseException) -> str:
-    return str(error) if isinstance(error, DseError) else f"{type(error).__name__}: {error}"

@@ -82,7 +82,7 @@ def _check_service(service_id: str, table: Any, key: Key, context: Context) -> S
         problems.add((*key, *_in_document(error.key, table)), str(error))
     except MissingExtra as error:
         problems.add((*key, "plugin"), str(error))
-    except Exception as error:  # a plugin is anybody's code
+    except (Exception, SystemExit) as error:  # a plugin is anybody's code
         problems.add(key, f"the plugin {plugin!r} refuses its options: {type(error).__name__}: {error}")
     return spec if len(problems) == before else None
 
