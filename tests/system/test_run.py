@@ -530,7 +530,7 @@ class TestOverABroker:
             run.until_logged("waiting for the broker", times=3)
             began = time.monotonic()
             assert run.end() == 0
-            assert time.monotonic() - began < 5
+            assert time.monotonic() - began < 8
             assert "pass-word" not in "\n".join(run.log)
         finally:
             with_nobody.close()
@@ -542,7 +542,7 @@ class TestOverABroker:
             run = make(services("a", transport=f"redis://127.0.0.1:{with_nobody.port}"), "--wait", wait)
             assert run.code() == 2
             assert "is the broker running there" in run.log[-1]
-            assert len([line for line in run.log if "waiting for the broker" in line]) == (0 if wait == "0" else 2)
+            assert any("waiting for the broker" in line for line in run.log) == (wait != "0")
         finally:
             with_nobody.close()
 
