@@ -500,6 +500,24 @@ class TestTheEnvironment:
         file = read('transport = "fake://"\nnode_id = "${HOST}"', HOST="machine-7")
         assert file.redact("node machine-7") == "node machine-7"
 
+    @pytest.mark.parametrize(
+        ("transport", "environment", "shown"),
+        [
+            ("${URL}", {"URL": "redis://broker-1:6379/0"}, "redis://broker-1:6379/0"),
+            ("${URL}", {"URL": "redis://user-name:pass-word@broker-1"}, "redis://***:***@broker-1"),
+            ("redis://${H}:${P}/${D}", {"H": "broker-1", "P": "16379", "D": "1000"}, "redis://broker-1:16379/1000"),
+            ("redis://${U}:${P}@h", {"U": "user-name", "P": "pass-word"}, "redis://***:***@h"),
+            ("redis://${X}:${X}@${X}", {"X": "same-name"}, "redis://***:***@***"),
+            ("redis://h?connect_timeout=${C}", {"C": "1000.5"}, "redis://h?connect_timeout=1000.5"),
+        ],
+    )
+    def test_of_the_url_the_way_is_no_secret_the_user_and_the_password_are(
+        self, read: Read, transport: str, environment: dict[str, str], shown: str
+    ) -> None:
+        file = read(f'transport = "{transport}"', **environment)
+        assert file.url == shown
+        assert "pass-word" not in file.redact(f"{environment}")
+
 
 class TestTheCommand:
     def test_check_says_that_all_is_right(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -619,7 +637,7 @@ def test_whatever_a_file_says_it_is_read_or_refused_in_words(tmp_path: Path, pai
     assert lines is None or (lines and all(line.isprintable() for line in lines))
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=80))
 def test_whatever_bytes_a_file_has_it_is_refused_in_words(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "run.toml"

@@ -163,17 +163,27 @@ def _parse(path: str, text: str) -> dict[str, Any]:
 
 
 def _hide(expanded: Expanded, redact: Redactor) -> None:
-    redact.add(
-        secret for key, secrets in expanded.secrets.items() if key and key[0] not in _PUBLIC for secret in secrets
-    )
+    """Tell what is secret: all from the environment but for names, and what is secret in the transport's URL."""
+    public: set[str] = set()
     transport = expanded.data.get("transport")
     if isinstance(transport, str):
         try:
             url = TransportUrl.parse(transport)
         except DseError:
-            return
-        redact.add([url.password] if url.password else [])
-        redact.add(value for name, value in url.options.items() if SECRET_NAME.search(name))
+            pass  # which part is which nobody knows
+        else:
+            plain = [value for name, value in url.options.items() if not SECRET_NAME.search(name)]
+            hosts = [text for host, port in url.hosts for text in (host, str(port), f"{host}:{port}")]
+            public = {transport, url.scheme, url.path, *hosts, *plain} - {url.password, url.username}
+            redact.add(value for name, value in url.options.items() if SECRET_NAME.search(name))
+            redact.add([url.password] if url.password else [])
+            if url.username and any(url.username in each for each in expanded.secrets.get(("transport",), ())):
+                redact.add([url.username])
+    for key, secrets in expanded.secrets.items():
+        if key[0] == "transport":
+            redact.add(set(secrets) - public)
+        elif not (key[0] in _PUBLIC or (key[0] == "services" and key[2:] == ("plugin",))):
+            redact.add(secrets)
 
 
 _TABLES = [Field("log", "log", dict[str, Any], False), Field("services", "services", dict[str, Any], False)]
