@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from dse import __version__
 from dse.cli import observe
+from dse.cli.run.command import add_commands as add_run_commands
 from dse.cli.text import clean
 from dse.errors import ConfigError, DseError, InvalidUrl, MissingExtra, TransportUnavailable, UnknownTransport
 
@@ -64,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"dse {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     _add_demo(commands)
+    add_run_commands(commands)
     _add_check(commands)
     observe.add_commands(commands)
     return parser

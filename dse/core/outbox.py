@@ -27,22 +27,36 @@ class Outbox(Generic[T]):
     """Items on their way to one connection, in order.
 
     lock: the connection's, held while `write` is called with the items; `write` raises when the connection is lost.
-    Who held it for anything else, reading too, calls `flush` afterwards: a sender that found it taken has left.
+    Whoever holds it for anything else, were it to read, calls `flush` afterwards: a sender that found it taken has
+    left.
     patience: seconds that a thread waits for its turn to write when too much waits already.
 
     Lock: none of its own. ``_items`` is appended to by anybody, and taken from with `lock` held.
     """
+
+    __slots__ = ("_bytes", "_items", "_kept_since", "_lock", "_patience", "_write", "waiting")
 
     def __init__(self, lock: threading.Lock, write: Callable[[list[T]], None], patience: float) -> None:
         self._lock = lock
         self._write = write
         self._patience = patience
         self._items: deque[T] = deque()
+        self.waiting = self._items.__len__
+        """Returns how many items wait to be written; `flush` then does something."""
         self._bytes = 0  # about: two threads may count at once
         self._kept_since = 0.0
 
     def send(self, item: T, size: int) -> None:
         """Write the item now, or let the thread do so that is writing."""
+        if not self._items and self._lock.acquire(blocking=False):
+            try:
+                self.drain()  # of another thread, since the look
+                self._write([item])
+            finally:
+                self._lock.release()
+            if self._items:
+                self.flush()
+            return
         self._items.append(item)
         self._bytes += size
         if self._bytes > _MOST_BYTES:

@@ -7,8 +7,14 @@ import subprocess
 import sys
 from importlib.metadata import distribution, entry_points
 from importlib.resources import files
+from typing import Any
 
 import pytest
+
+from dse.cli.run.kinds import kind_words
+from dse.cli.run.services import plugin_options
+from dse.errors import MissingExtra
+from dse.services.plugins import load_service
 
 DRIVERS = {
     "fake": "dse.transports.fake:FakeTransport",
@@ -56,6 +62,19 @@ def test_every_entry_point_loads(name):
     if client:
         pytest.importorskip(client, reason="the extra is not installed in this environment")
     assert entry.load().__name__ == DRIVERS[name].partition(":")[2]
+
+
+@pytest.mark.parametrize(
+    "name", sorted(e.name for e in entry_points(group="dse.services") if e.dist and e.dist.name == "dse")
+)
+def test_every_service_can_be_run_from_a_file(name):
+    try:
+        options, _ = plugin_options(load_service(name))
+    except MissingExtra:
+        pytest.skip("the extra is not installed in this environment")
+    for option in options:
+        assert kind_words(option.kind), option.key
+        assert option.kind is not Any, f"{option.key} has no annotation"
 
 
 def test_the_package_imports_no_driver_and_no_client():

@@ -1,0 +1,1 @@
+"""`dse run FILE`: a node from a file."""
