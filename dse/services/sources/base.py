@@ -22,7 +22,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, ClassVar
 
 from dse.core.info import identifier
 from dse.core.methods import rpc
@@ -77,7 +77,12 @@ class Feed(ABC):
     name: of the table. columns: their names. interval: seconds from one look to the next; None: only when `changed` is
     called, or after a failure. Whatever a method raises is a failure of the feed, with the exception's text as the
     reason: it should name the culprit (a file, a URL without its password) and say what is wrong.
+
+    reopen: whether `close` and `open` are called after a `read` that failed. False for one whose `open` outlasts it, as
+    a watcher that tells when what it watches is back.
     """
+
+    reopen: ClassVar[bool] = True
 
     def __init__(self, name: str, columns: Sequence[str], *, interval: float | None) -> None:
         self.name = name
@@ -259,15 +264,16 @@ class _Worker:
 
     def _work(self) -> None:
         """Open, read as long as it is wanted, close; after a failure close, pause and open again."""
-        failures, opened = 0, False
+        failures, opened, ready = 0, False, False
         self._turn(SourceState.STARTING)
         while self.wanted:
             with self._changed:
                 self._woken = False
             try:
                 if not opened:
-                    opened = True
+                    opened, ready = True, False
                     self.feed.open()
+                    ready = True
                 reading = self.feed.read()
                 if reading is not None:
                     self.table.replace(reading.rows)
@@ -281,8 +287,9 @@ class _Worker:
                     break  # it was interrupted
                 failures += 1
                 self._failed(error, failures)
-                self.feed.close()
-                opened = False
+                if self.feed.reopen or not ready:
+                    self.feed.close()
+                    opened = False
             self._wait(self._pause(failures))
         if opened:
             self.feed.close()

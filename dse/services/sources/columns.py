@@ -48,6 +48,10 @@ class Columns:
                 )
             self._rules.append((name, kind.removesuffix("?"), kind.endswith("?")))
 
+    def optional(self, column: str) -> bool:
+        """Say whether a value of the column may be missing."""
+        return any(name == column and optional for name, _, optional in self._rules)
+
     def from_text(self, row: Mapping[str, str | None]) -> tuple[Any, ...]:
         """Return the cells of a row that is text; raise ValueError naming the column that does not fit.
 
