@@ -130,9 +130,7 @@ class FileFeed(Feed):
 
     reopen = False  # the watcher goes on after a failure: it tells when the file is there
 
-    def __init__(
-        self, name: str, table: FileTable, kind: str, layout: Layout, events: bool, interval: float
-    ) -> None:
+    def __init__(self, name: str, table: FileTable, kind: str, layout: Layout, events: bool, interval: float) -> None:
         super().__init__(name, layout.columns.names, interval=None if events else interval)
         self._path = str(table.path)
         self._pattern = glob.has_magic(self._path)
