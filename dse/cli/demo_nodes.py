@@ -27,7 +27,7 @@ from dse.core.node import Node
 from dse.core.service import DataService
 from dse.core.table import Change, Replica
 from dse.errors import DseError
-from dse.services.host import Host
+from dse.services.sources.host import Host
 
 __all__ = ["ROLES", "Auditor", "Caller", "Door", "Emit", "Event", "LogEvents", "Plan", "make_node"]
 

@@ -58,7 +58,7 @@ class FileTable(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     encoding: str = "utf-8"
     header: bool = True
     max_bytes: int = 256 * 1024 * 1024
-    max_rows: int = 1_000_000
+    max_rows: int = 2_000_000
 
 
 class Files(Source):

@@ -49,7 +49,7 @@ class PushTable(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     columns: dict[str, str]
     ttl: float | None = None
-    max_rows: int = 1_000_000
+    max_rows: int = 2_000_000
 
 
 class _Kept:
