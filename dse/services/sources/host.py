@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 from dse.core.methods import rpc
@@ -113,11 +113,11 @@ class Host(Source):
             "threads": found["num_threads"],
         }
 
-    def _rows(self, table: str) -> set[tuple[Any, ...]]:
+    def _rows(self, table: str) -> Collection[tuple[Any, ...]]:
         """Return the rows of a table: those that are published, or of now where nobody wanted it so far."""
         worker = self._workers.get(table)
         if worker is not None and worker.state is SourceState.RUNNING:
-            return set(worker.table.rows)
+            return worker.table.rows
         return set(TABLES[table][1]())
 
 
