@@ -52,7 +52,7 @@ class Plan:
 def make_node(role: str, plan: Plan, emit: Emit) -> Node:
     """Return the node of that role, not started."""
     services: dict[str, Callable[[], list[DataService]]] = {
-        "host": lambda: [Host("host"), Door("door")],
+        "host": lambda: [Host("host", tables=["sockets", "processes"]), Door("door")],
         "auditor": lambda: [Auditor("auditor", emit)],
         "caller": lambda: [Caller("caller", emit, plan.node_id("host"))],
     }
