@@ -24,6 +24,7 @@ __all__ = [
     "RowError",
     "RpcError",
     "ServiceExists",
+    "StorageError",
     "TableError",
     "TransportError",
     "TransportUnavailable",
@@ -169,6 +170,13 @@ class ConfigError(DseError, ValueError):
     def __init__(self, message: str, *, key: tuple[str, ...] = ()) -> None:
         super().__init__(message)
         self.key = key
+
+
+class StorageError(DseError):
+    """A file in which a service keeps what it knows cannot be used: damaged, in use, full; the message names it.
+
+    What was to be written is not, and was not published.
+    """
 
 
 class Untrusted(DseError):

@@ -27,7 +27,7 @@ from dse.core.node import Node
 from dse.core.service import DataService
 from dse.core.table import Change, Replica
 from dse.errors import DseError
-from dse.services.host import Host
+from dse.services.sources.host import Host
 
 __all__ = ["ROLES", "Auditor", "Caller", "Door", "Emit", "Event", "LogEvents", "Plan", "make_node"]
 
@@ -52,7 +52,7 @@ class Plan:
 def make_node(role: str, plan: Plan, emit: Emit) -> Node:
     """Return the node of that role, not started."""
     services: dict[str, Callable[[], list[DataService]]] = {
-        "host": lambda: [Host("host"), Door("door")],
+        "host": lambda: [Host("host", tables=["sockets", "processes"]), Door("door")],
         "auditor": lambda: [Auditor("auditor", emit)],
         "caller": lambda: [Caller("caller", emit, plan.node_id("host"))],
     }

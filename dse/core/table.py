@@ -181,6 +181,14 @@ class PublishedTable:
         """Remove `removed` and add `added` as one change; a row in both is there afterwards."""
         return self._commit(lambda log, now: log.apply(now, added, removed))
 
+    def suspend(self) -> None:
+        """Make the table pending: it is not known any more what the rows are.
+
+        Who subscribes from now on is answered when it is written to again; who has the rows keeps them.
+        """
+        with self._lock:
+            self._log.pending = True
+
     # The node's side
 
     def attach(self, outlet: Outlet, subscribers: Iterable[str]) -> None:

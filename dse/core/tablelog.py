@@ -16,8 +16,8 @@ Rules:
    tell.
 7. A subscriber whose node was taken for dead and is heard again within `LEASE` seconds is one again, and is told the
    tip: it does not know that changes passed it by. After an outage of this node all subscribers are told the tip.
-8. A life may begin `pending`: what the rows are is not known yet. Who asks is a subscriber, and is answered when the
-   first change is made, also one that changes nothing.
+8. While the table is `pending` it is not known what the rows are. Who asks is a subscriber, and is answered when the
+   next change is made, also one that changes nothing.
 """
 
 from __future__ import annotations
@@ -163,10 +163,10 @@ class TableLog:
 
     def _change(self, now: float, added: set[Row], removed: set[Row]) -> tuple[ChangeMessage | None, list[Send]]:
         if self.pending:
-            change, _ = self._make(now, added, removed)  # nobody has a copy that it could be applied to
+            change, sends = self._make(now, added, removed)
             self.pending = False
             asked, self._asked = self._asked, {}
-            return change, [send for request in asked.values() for send in self.sync(now, request)]
+            return change, sends + [send for request in asked.values() for send in self.sync(now, request)]
         return self._make(now, added, removed)
 
     def _make(self, now: float, added: set[Row], removed: set[Row]) -> tuple[ChangeMessage | None, list[Send]]:

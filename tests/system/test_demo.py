@@ -68,7 +68,7 @@ class Demo:
         """Everything a user is told: nodes, services, replicas. Return the bus's name."""
         for role in ("host", "auditor", "caller"):
             self.until(rf"node +{role}-\w+ JOINED")
-        self.until(r"service +host on host-\w+: publishes sockets, processes; methods ")
+        self.until(r"service +host on host-\w+: publishes sockets, processes, status; methods ")
         self.until(r"table +host\.processes LIVE, \d+ rows")
         self.see_the_port_come_and_go()
         return self.until(r"^DSE demo: three nodes .*, bus (\S+), ")[1]

@@ -94,3 +94,17 @@ def test_loading_one_driver_imports_no_other():
 def test_the_command_is_installed():
     (entry,) = (e for e in entry_points(group="console_scripts") if e.name == "dse")
     assert entry.value == "dse.cli.main:main"
+
+
+SERVICES = {
+    "host": "dse.services.sources.host:Host",
+    "files": "dse.services.sources.files:Files",
+    "push": "dse.services.sources.push:Push",
+}
+
+
+@pytest.mark.parametrize("name", sorted(SERVICES))
+def test_every_source_is_an_entry_point_and_loads(name):
+    (entry,) = (e for e in entry_points(group="dse.services") if e.name == name and e.dist.name == "dse")
+    assert entry.value == SERVICES[name]
+    assert entry.load().__name__ == entry.value.partition(":")[2]
