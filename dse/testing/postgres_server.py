@@ -30,8 +30,8 @@ _INIT_TIMEOUT = 60.0
 class PostgresServer:
     """One server on a free port; its superuser is ``dse`` with a random password.
 
-    PostgreSQL refuses to run as root: then it runs as the user ``postgres``. Raises `BrokerError` when it is not installed
-    or not up in time.
+    PostgreSQL refuses to run as root: then it runs as the user ``postgres``. Raises `BrokerError` when it is not
+    installed or not up in time.
     """
 
     def __init__(self) -> None:

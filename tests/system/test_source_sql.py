@@ -300,7 +300,8 @@ def test_a_password_is_shown_nowhere(postgres: PostgresServer, caplog: pytest.Lo
 
 
 def test_values_become_cells(postgres: PostgresServer) -> None:
-    query = """SELECT 1.50::numeric AS exact, 1.50::numeric AS number, 7::numeric AS whole, TIMESTAMPTZ '2024-02-29 12:00Z' AS at,
+    query = """SELECT 1.50::numeric AS exact, 1.50::numeric AS number, 7::numeric AS whole,
+        TIMESTAMPTZ '2024-02-29 12:00Z' AS at,
         DATE '2024-02-29' AS day, INTERVAL '90 seconds' AS took, 'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11'::uuid AS id,
         '\\x0001'::bytea AS raw, '{"k": [1, null]}'::jsonb AS doc, ARRAY[1.5, 2]::numeric[] AS list, true AS yes,
         NULL::text AS nothing, '100%' AS percent, ':x' AS colon"""

@@ -17,9 +17,9 @@ import sqlite3
 import threading
 import urllib.parse
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
@@ -32,9 +32,6 @@ try:
     from sqlalchemy.pool import NullPool
 except ImportError as error:
     raise MissingExtra("the service sql needs SQLAlchemy: pip install 'dse[sql]'", extra="sql") from error
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 __all__ = ["Sql", "SqlError", "SqlTable"]
 
@@ -111,9 +108,12 @@ class _Database:
         self.kind = self._url.get_backend_name()
         self._secrets = _secrets_of(self._url)
         options: dict[str, Any] = {"poolclass": NullPool, "hide_parameters": True}
+        self._creator: Callable[[], Any] | None = (
+            None  # not SQLAlchemy's option of that name: do_connect is to be called
+        )
         path = self._url.database
         if self.kind == "sqlite" and path and path != ":memory:" and not self._url.query:
-            options["creator"] = lambda: _open_sqlite(path)
+            self._creator = lambda: _open_sqlite(path)
         elif dialect.driver in _WITH_CONNECT_TIMEOUT and "connect_timeout" not in self._url.query:
             options["connect_args"] = {"connect_timeout": _CONNECT}
         self._options = options
@@ -124,8 +124,7 @@ class _Database:
 
         @sqlalchemy.event.listens_for(engine, "do_connect")
         def connect(dialect: Any, record: Any, args: Any, options: Any) -> Any:
-            creator = self._options.get("creator")
-            raw = creator() if creator else dialect.connect(*args, **options)
+            raw = self._creator() if self._creator is not None else dialect.connect(*args, **options)
             connected(raw)
             return raw
 
@@ -281,44 +280,65 @@ class _SqlFeed(Feed):
                 token = [tuple(row) for row in result.fetchmany(_BATCH)]
             if token == self._token:
                 return None
-        with self._run(self._table.query, stream_results=True) as result:
-            if not result.returns_rows:
-                raise SqlError(f"{self.name}: the query returns no rows; it is to be a SELECT")
-            reading = self._rows(result)
+        if self._database.kind == "postgresql":
+            # A cursor of the server's, which holds the rows until they are fetched, and takes nothing but a SELECT.
+            self._run(f"DECLARE dse_rows NO SCROLL CURSOR FOR {self._table.query.strip().rstrip(';')}").close()
+            reading = self._rows(lambda: self._run(f"FETCH {_BATCH} FROM dse_rows"), again=True)
+        else:
+            reading = self._rows(lambda: self._run(self._table.query, stream_results=True), again=False)
         self._token = token  # taken before the rows: what changed in between is seen the next time
         return reading
 
-    def _rows(self, result: sqlalchemy.CursorResult[Any]) -> Reading:
+    def _rows(self, ask: Callable[[], sqlalchemy.CursorResult[Any]], *, again: bool) -> Reading:
+        """Make rows of what ask gives; with again it is asked until it gives no more."""
+        rows: list[tuple[Any, ...]] = []
+        problems: list[Problem] = []
+        kinds = {name: kind.removesuffix("?") for name, kind in self._table.columns.items()}
+        number = left_out = 0
+        for places, row in _each(ask, self._places, again):
+            number += 1
+            if number > self._table.max_rows:
+                raise SqlError(f"{self.name}: the query gives more than max_rows = {self._table.max_rows} rows")
+            try:
+                cells = {name: plain(row[at], kinds[name]) for name, at in places}
+                rows.append(self._columns.from_values(cells))
+            except ValueError as error:
+                left_out += 1
+                if len(problems) < _PROBLEMS:
+                    problems.append(Problem(f"{self.name} row {number}", str(error)))
+        return Reading(rows, problems, left_out)
+
+    def _places(self, result: sqlalchemy.CursorResult[Any]) -> list[tuple[str, int]]:
+        if not result.returns_rows:
+            raise SqlError(f"{self.name}: the query returns no rows; it is to be a SELECT")
         names = list(result.keys())
         for name in self.columns:
             if names.count(name) != 1:
                 how = "no" if name not in names else "more than one"
                 raise SqlError(f"{self.name}: the query gives {how} column {name!r} (AS names one); it gives: {names}")
-        places = [(name, names.index(name)) for name in self.columns]
-        kinds = {name: kind.removesuffix("?") for name, kind in self._table.columns.items()}
-        rows: list[tuple[Any, ...]] = []
-        problems: list[Problem] = []
-        number = left_out = 0
-        while batch := result.fetchmany(_BATCH):
-            for row in batch:
-                number += 1
-                if number > self._table.max_rows:
-                    raise SqlError(f"{self.name}: the query gives more than max_rows = {self._table.max_rows} rows")
-                try:
-                    rows.append(self._cells({name: plain(row[at], kinds[name]) for name, at in places}))
-                except ValueError as error:
-                    left_out += 1
-                    if len(problems) < _PROBLEMS:
-                        problems.append(Problem(f"{self.name} row {number}", str(error)))
-        return Reading(rows, problems, left_out)
-
-    def _cells(self, values: Mapping[str, Any]) -> tuple[Any, ...]:
-        return self._columns.from_values(values)
+        return [(name, names.index(name)) for name in self.columns]
 
     def _run(self, statement: str, **options: Any) -> sqlalchemy.CursorResult[Any]:
         # Without parameters: a % or :name in the statement is the user's own.
         assert self._connection is not None
         return self._connection.exec_driver_sql(statement, execution_options={"no_parameters": True, **options})
+
+
+def _each(
+    ask: Callable[[], sqlalchemy.CursorResult[Any]],
+    places_of: Callable[[sqlalchemy.CursorResult[Any]], list[tuple[str, int]]],
+    again: bool,
+) -> Iterator[tuple[list[tuple[str, int]], Sequence[Any]]]:
+    while True:
+        found = False
+        with ask() as result:
+            places = places_of(result)
+            while batch := result.fetchmany(_BATCH):
+                found = True
+                for row in batch:
+                    yield places, row
+        if not (again and found):
+            return
 
 
 def plain(value: Any, kind: str) -> Any:

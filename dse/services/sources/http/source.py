@@ -66,8 +66,8 @@ class Http(Source):
     """See `HttpTable` and docs/sources.md.
 
     headers, token (bearer), username and password (basic), cert_file and key_file are shown to the origin of each
-    table's URL, and to no other it may redirect to. ca_file: whom to trust instead of the system's. lazy, max_backoff: as
-    in `Source`. Raises `ConfigError` for what cannot be.
+    table's URL, and to no other it may redirect to. ca_file: whom to trust instead of the system's. lazy, max_backoff:
+    as in `Source`. Raises `ConfigError` for what cannot be.
     """
 
     def __init__(
