@@ -294,9 +294,8 @@ class _SqlFeed(Feed):
         rows: list[tuple[Any, ...]] = []
         problems: list[Problem] = []
         kinds = {name: kind.removesuffix("?") for name, kind in self._table.columns.items()}
-        number = left_out = 0
-        for places, row in _each(ask, self._places, again):
-            number += 1
+        left_out = 0
+        for number, (places, row) in enumerate(_each(ask, self._places, again), 1):
             if number > self._table.max_rows:
                 raise SqlError(f"{self.name}: the query gives more than max_rows = {self._table.max_rows} rows")
             try:
