@@ -86,14 +86,14 @@ class _Database:
         try:
             self._url = sqlalchemy.make_url(url)
             dialect = self._url.get_dialect()
-        except (sqlalchemy.exc.ArgumentError, ValueError):
-            raise ConfigError(
-                "url is not a database URL such as postgresql+psycopg://user:password@host/name or sqlite:////a/file.db",
-                key=("url",),
-            ) from None
         except (sqlalchemy.exc.NoSuchModuleError, ImportError):
             raise ConfigError(
                 f"SQLAlchemy knows no database {self._url.drivername!r}: its dialect may be a package to install",
+                key=("url",),
+            ) from None
+        except (sqlalchemy.exc.ArgumentError, ValueError):
+            raise ConfigError(
+                "url is not a database URL such as postgresql+psycopg://user:password@host/name or sqlite:////a/file.db",
                 key=("url",),
             ) from None
         if getattr(dialect, "is_async", False):
