@@ -172,6 +172,7 @@ class Rules:
             rule.state, rule.reason = RuleState.WAITING, str(Incomplete(missing))
             return
         compiled = self.engine.compile(rule.statement)
+        rule._failed_at = -math.inf
         if rule.action is not None:
             rule.action.check(compiled.columns)
         rule.compiled = compiled
