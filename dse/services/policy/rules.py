@@ -401,6 +401,8 @@ class Rules:
         Raises `PolicyError` for tables that are not loaded and complete, and for rules that cannot be.
         """
         new = list(rules)
+        for key in {key for rule in new for key in rule.statement.tables}:
+            self._load(key)
         with self.engine.supposing():
             for key in {*added, *removed}:
                 if key in self.rules or self.engine.columns(key) is None or not self._counts(key):
