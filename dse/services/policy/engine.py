@@ -259,8 +259,13 @@ class Engine:
         for key in statement.in_steps:
             steps[key] = statement.render(self._name, key, self._tables[key].number)
         compiled = Compiled(whole, columns, statement.tables, steps)
-        for text in (whole, *steps.values()):
-            self._index(compiled, text)
+        if self._journal is None:  # else it would be undone
+            for name, column in sorted(statement.compared):
+                for key in sorted(statement.named(name)):
+                    if column in self._tables[key].columns:
+                        self._index(key, (column,))
+            for text in (whole, *steps.values()):
+                self._index_for(compiled, text)
         return compiled
 
     def run(self, compiled: Compiled, limits: Limits) -> list[Row]:
@@ -371,25 +376,24 @@ class Engine:
             return False
         return column == "" or column in self._tables[key].columns or (self._steps and column == "ROWID")
 
-    def _index(self, compiled: Compiled, text: str) -> None:
+    def _index_for(self, compiled: Compiled, text: str) -> None:
         """Make for good what SQLite would make anew each time: the indexes by which it joins."""
-        if self._journal is not None:
-            return  # it would be undone
         parameters = (0,) if text is not compiled.whole else ()
         with self._only(compiled.tables, _COMPILE, steps=True):
             plan = self._execute(f"EXPLAIN QUERY PLAN {text}", parameters).fetchall()
         for *_, detail in plan:
             match = _AUTOMATIC.match(detail)
-            if match is None:
-                continue
-            columns = tuple(_CONDITION.findall(match[2]))
-            for key in compiled.tables:
-                table = self._tables[key]
-                fits = columns and all(column in table.columns for column in columns)
-                if fits and columns not in table.indexes and len(table.indexes) < _INDEXES:
-                    table.indexes.add(columns)
-                    name = f"{table.name}i{len(table.indexes)}"
-                    self._db.execute(f"CREATE INDEX {name} ON {table.name} ({', '.join(map(quoted, columns))})")
+            columns = tuple(_CONDITION.findall(match[2])) if match is not None else ()
+            for key in compiled.tables if columns else ():
+                if set(columns) <= set(self._tables[key].columns):
+                    self._index(key, columns)
+
+    def _index(self, key: Key, columns: tuple[str, ...]) -> None:
+        table = self._tables[key]
+        if columns not in table.indexes and len(table.indexes) < _INDEXES:
+            table.indexes.add(columns)
+            name = f"{table.name}i{len(table.indexes)}"
+            self._db.execute(f"CREATE INDEX {name} ON {table.name} ({', '.join(map(quoted, columns))})")
 
 
 def _stored(cell: Any) -> Any:

@@ -38,10 +38,15 @@ class _Place:
 
 @dataclass(frozen=True)
 class Statement:
-    """One SELECT. `tables` are those it names."""
+    """One SELECT. `tables` are those it names.
+
+    compared: (table's name or alias, or "" where none stands; column) of what is compared for equality with another
+    column: what a table may be looked up by.
+    """
 
     text: str
     tables: frozenset[Key]
+    compared: frozenset[tuple[str, str]]
     _places: tuple[_Place, ...]
     _columns: tuple[tuple[int, int, str], ...]  # names like host.sockets.pid, without the last part
 
@@ -54,6 +59,10 @@ class Statement:
         """
         often = [place.key for place in self._places]
         return frozenset(place.key for place in self._places if place.steps and often.count(place.key) == 1)
+
+    def named(self, name: str) -> set[Key]:
+        """Return the tables that have this name or alias somewhere; all for ""."""
+        return {place.key for place in self._places if name in ("", place.alias, place.key[1])}
 
     def render(self, name: Callable[[Key], str], one: Key | None = None, number: str = "rowid") -> str:
         """Return the text with the engine's names for tables; of `one` only the row whose `number` is the parameter."""
@@ -94,7 +103,9 @@ def read(text: str) -> Statement:
         for column in root.find_all(exp.Column)
         if column.args.get("db") is not None
     ]
-    return Statement(text, frozenset(place.key for place in places), tuple(places), tuple(columns))
+    return Statement(
+        text, frozenset(place.key for place in places), frozenset(_compared(root)), tuple(places), tuple(columns)
+    )
 
 
 def _parse(text: str) -> exp.Expression:
@@ -135,6 +146,17 @@ def _places(root: exp.Query) -> Iterator[_Place]:
             raise PolicyError(f"a table is named service.table, not {table.sql()[:100]}")
         start, end = _span(service)[0], _span(name)[1]
         yield _Place(start, end, (service.name, name.name), table.alias, stepwise and _in_from_of(table, root))
+
+
+def _compared(root: exp.Query) -> Iterator[tuple[str, str]]:
+    for equal in root.find_all(exp.EQ, exp.Is, exp.In):
+        query = equal.args.get("query")
+        others = query.find_all(exp.Column) if query is not None else [equal.args.get("expression")]
+        sides = [equal.this, *others]
+        if sum(isinstance(side, exp.Column) for side in sides) > 1:
+            yield from ((side.table, side.name) for side in sides if isinstance(side, exp.Column))
+    for join in root.find_all(exp.Join):
+        yield from (("", column.name) for column in join.args.get("using") or [])
 
 
 def _span(identifier: exp.Expression) -> tuple[int, int]:
