@@ -269,9 +269,15 @@ class RpcClient:
                 return None
         return members[next(self._turn) % len(members)]
 
+    @property
+    def pending(self) -> int:
+        """Calls that wait for their answers."""
+        return len(self._pending.calls)
+
     def _begin(
         self, service: str | None, method: str, args: msgspec.Raw, timeout: float, node_id: str | None, answer: Handle
     ) -> _Waiting:
+        self._wire.traffic.calls_made += 1
         now = self._timers.now()
         waiting = _Waiting(answer, args, node_id, timeout)
         call = waiting.call = Call(next(self._ids), service, method, now, now + timeout, None, None, waiting)
@@ -395,6 +401,7 @@ class RpcClient:
         if not_run:
             self._again(call, NoSuchService(message.message))
             return
+        self._wire.traffic.call_errors += 1
         call.handle.answer.set_exception(_error_of(message))
 
     def accepted(self, message: Accepted) -> None:
@@ -489,6 +496,7 @@ class RpcClient:
                 return
             with self._lock:
                 self._pending.take(call.id)
+        self._wire.traffic.call_errors += 1
         call.handle.answer.set_exception(error)
 
     def _again(self, call: Call, error: DseError | None) -> None:
@@ -554,6 +562,7 @@ class RpcClient:
             self._control.put(lambda: self._wire.carry_out(probes))
 
     def _timed_out(self, call: Call) -> CallTimeout:
+        self._wire.traffic.call_errors += 1
         how_far = call.progress()
         if call.handle.waits_for:
             how_far = f"{call.service}.{call.method} waited for {call.handle.waits_for}"
@@ -610,6 +619,7 @@ class RpcServer:
         self._waiting = 0  # accepted and not yet begun
         self._coroutines = 0  # on the event loop, begun or not
         self._stopping = False
+        self.builtins: Mapping[str, Callable[[Request], None]] = {}  # methods of every node, run at once
 
     def stop(self) -> None:
         """Accept no more requests."""
@@ -635,6 +645,9 @@ class RpcServer:
             return
         owner, methods = found
         method = methods.get(request.method)
+        if method is None and request.service is None and request.method in self.builtins:
+            self.builtins[request.method](request)
+            return
         if method is None:
             known = ", ".join(sorted(methods)) or "none"
             self._refuse(request, "NoSuchMethod", f"{owner} has no method {request.method!r}; it has: {known}")
@@ -711,7 +724,9 @@ class RpcServer:
             answer = self._failure(request, method, error)
         finally:
             set_call_context(None)
-        method.briefness.took(self._now() - began)
+        ended = self._now()
+        method.briefness.took(ended - began)
+        self._wire.traffic.served.took(ended - deadline + request.timeout)
         self._answer(request, answer)
 
     async def _run_async(self, request: Request, method: Method, deadline: float) -> None:
@@ -725,12 +740,23 @@ class RpcServer:
             answer = self._reply(request, await method.function(**method.bind(request.args)))
         except BaseException as error:
             answer = self._failure(request, method, error)
+        self._wire.traffic.served.took(self._now() - deadline + request.timeout)
         self._answer(request, answer)
+
+    def reply(self, request: Request, result: Any) -> None:
+        """Answer a request that was run elsewhere."""
+        self._answer(request, self._reply(request, result))
+
+    @property
+    def waiting(self) -> int:
+        """Requests that were accepted and not begun."""
+        return self._waiting
 
     def _reply(self, request: Request, result: Any) -> Reply:
         return Reply(request.id, msgspec.Raw(_encode(result)))
 
     def _failure(self, request: Request, method: Method, error: BaseException) -> Failure:
+        self._wire.traffic.serve_errors += 1
         where = f"{method.owner}.{method.name}"
         if isinstance(error, InvalidArguments) and error.__traceback__ is not None and not _raised_by_method(error):
             _log.info("%s: refused a call by node %r: %s", where, request.node_id, error)
@@ -765,6 +791,7 @@ class RpcServer:
                 self._forget(request)
 
     def _refuse(self, request: Request, code: str, message: str) -> None:
+        self._wire.traffic.refused += 1
         if request.id:
             self._send(instance_address(request.instance), Failure(request.id, code, message))
         else:
