@@ -12,10 +12,10 @@ Rules:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["FIGURES", "MOST_TABLES", "Latencies", "Traffic", "is_figures", "quantile"]
+__all__ = ["EDGES", "FIGURES", "MOST_TABLES", "Traffic", "is_figures", "quantile", "sparse"]
 
 FIGURES = "_dse_figures"
 """The node method that answers with the figures; no endpoint can clash with it, for theirs do not begin with ``_``."""
@@ -23,36 +23,17 @@ FIGURES = "_dse_figures"
 MOST_TABLES = 500
 """Tables of which a node tells one by one; the counters include the others."""
 
-_STEPS = 4  # buckets from one power of two to the next
-_LEAST = -20  # the first bucket ends above 2**-20 s, about 1 us
-_BUCKETS = 28 * _STEPS  # the last one holds all above 128 s
+_LEAST, _MOST = -20, 7  # powers of two of seconds, about 1 us and 128 s
+EDGES = tuple(math.ldexp(4 + step, power - 2) for power in range(_LEAST, _MOST) for step in range(4))
+"""Seconds at which a bucket of the histogram ends and the next begins, four from one power of two to the next.
 
-
-class Latencies:
-    """A histogram of seconds with buckets that grow by a quarter of a power of two: bounded, exact to about a tenth."""
-
-    __slots__ = ("counts",)
-
-    def __init__(self) -> None:
-        self.counts = [0] * _BUCKETS
-
-    def took(self, seconds: float) -> None:
-        """Count one."""
-        part, power = math.frexp(seconds)
-        place = (power - _LEAST) * _STEPS + int(part * 8) - 4
-        self.counts[place if 0 <= place < _BUCKETS else (0 if place < 0 else -1)] += 1
-
-    def sparse(self) -> dict[int, int]:
-        """Return the buckets that hold something, by their places."""
-        return {place: count for place, count in enumerate(self.counts) if count}
+The first bucket holds all below, the last all above."""
 
 
 class Traffic:
     """The counters of one life of a node that nothing else keeps."""
 
     __slots__ = (
-        "bytes_in",
-        "bytes_out",
         "call_errors",
         "calls_made",
         "messages_in",
@@ -63,50 +44,44 @@ class Traffic:
     )
 
     def __init__(self) -> None:
-        self.messages_in = self.messages_out = self.bytes_in = self.bytes_out = 0
+        self.messages_in = self.messages_out = 0
         self.calls_made = self.call_errors = 0
         self.serve_errors = self.refused = 0
-        self.served = Latencies()
+        self.served = [0] * (len(EDGES) + 1)
+        """Calls served by how long they took: counted in place, ``served[bisect(EDGES, seconds)] += 1``."""
 
     def counters(self) -> dict[str, int]:
         """Return the counters by name."""
         return {
-            "calls_served": sum(self.served.counts),
+            "calls_served": sum(self.served),
             "serve_errors": self.serve_errors,
             "refused": self.refused,
             "calls_made": self.calls_made,
             "call_errors": self.call_errors,
             "messages_in": self.messages_in,
             "messages_out": self.messages_out,
-            "bytes_in": self.bytes_in,
-            "bytes_out": self.bytes_out,
         }
 
 
-def quantile(counts: dict[int, int] | Sequence[int], share: float) -> float | None:
+def sparse(counts: Sequence[int]) -> dict[int, int]:
+    """Return the buckets that hold something, by their places."""
+    return {place: count for place, count in enumerate(counts) if count}
+
+
+def quantile(counts: Mapping[int, int], share: float) -> float | None:
     """Return the seconds within which this share (0 to 1) of what was counted lies; None when nothing was.
 
-    counts: of `Latencies`, by place; may be the difference of two. Within a bucket it is interpolated.
+    counts: of a histogram by `EDGES`, by place; may be the difference of two. Within a bucket it is interpolated.
     """
-    placed = sorted(counts.items() if isinstance(counts, dict) else enumerate(counts))
-    total = sum(count for _, count in placed if count > 0)
-    if not total:
-        return None
-    wanted, before, upper = share * total, 0, 0.0
+    placed = sorted((place, count) for place, count in counts.items() if count > 0 and 0 <= place <= len(EDGES))
+    left = share * sum(count for _, count in placed)
     for place, count in placed:
-        if count <= 0:
-            continue
-        lower, upper = _edges(place)
-        if before + count >= wanted:
-            return lower + (upper - lower) * max(0.0, wanted - before) / count
-        before += count
-    return upper
-
-
-def _edges(place: int) -> tuple[float, float]:
-    power, step = divmod(place, _STEPS)
-    unit: float = math.ldexp(1.0, power + _LEAST) / 8
-    return (step + 4) * unit, (step + 5) * unit
+        if count >= left:
+            lower = EDGES[place - 1] if place else 0.0
+            upper = EDGES[min(place, len(EDGES) - 1)]
+            return lower + (upper - lower) * left / count
+        left -= count
+    return EDGES[-1] if placed else None
 
 
 def is_figures(answer: Any) -> bool:

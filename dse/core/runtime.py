@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from dse.core.controlbus import ControlBus
-from dse.core.figures import FIGURES, MOST_TABLES
+from dse.core.figures import FIGURES, MOST_TABLES, sparse
 from dse.core.info import DataServiceInfo
 from dse.core.inline import InlineRuns
 from dse.core.listeners import Listeners
@@ -99,6 +99,7 @@ class Runtime:
         self.transport = node._driver(node.url, bus=node.bus, events=self)
         self.reports_undeliverable = self.transport.capabilities.undeliverable
         self.wire = Wire(self.transport, self.instance, engine.queue(), self._dispatch)
+        self._traffic = self.wire.traffic
         self.listeners = Listeners(self.transport)
         machine = Membership(
             node.node_id, self.instance, node.heartbeat_interval, self._catalogue, engine.random, passive=node.passive
@@ -273,7 +274,7 @@ class Runtime:
                 "tables": len(published),
                 "replicas": len(self.hub.subscriptions()),
             },
-            "served": traffic.served.sparse(),
+            "served": sparse(traffic.served),
             "tables": tables,
         }
 
@@ -327,9 +328,7 @@ class Runtime:
     # What the transport tells (`dse.core.transport.TransportEvents`)
 
     def received(self, address: Address, frame: bytes) -> None:
-        traffic = self.wire.traffic
-        traffic.messages_in += 1
-        traffic.bytes_in += len(frame)
+        self._traffic.messages_in += 1
         try:
             message = decode(frame)
         except BadFrame as error:

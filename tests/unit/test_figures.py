@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 import threading
 import uuid
+from bisect import bisect
 from collections.abc import Iterator
 
 import pytest
 
 from dse import DataService, InvalidArguments, Node, NoSuchMethod, Observer, RemoteError, Table, rpc
-from dse.core.figures import Latencies, is_figures, quantile
+from dse.core.figures import EDGES, is_figures, quantile, sparse
 
 
 class Shop(DataService):
@@ -85,7 +86,6 @@ def test_a_node_tells_what_it_served_and_made(shop: tuple[Shop, Node, Node, Obse
     assert grew("buyer", "call_errors") == 3
     assert grew("seller", "messages_in") >= 9
     assert grew("seller", "messages_out") >= 9
-    assert grew("buyer", "bytes_out") > 9 * 20
 
 
 def test_a_node_tells_of_its_tables(shop: tuple[Shop, Node, Node, Observer]) -> None:
@@ -140,21 +140,18 @@ def test_a_node_that_has_nothing_to_tell_does_not_hold_up_the_others(shop: tuple
 def test_quantiles_are_exact_to_an_eighth(seed: int) -> None:
     chance = random.Random(seed)
     seconds = sorted(chance.lognormvariate(-7, 2) for _ in range(5000))
-    latencies = Latencies()
+    counts = [0] * (len(EDGES) + 1)
     for each in seconds:
-        latencies.took(each)
+        counts[bisect(EDGES, each)] += 1
     for share in (0.1, 0.5, 0.9, 0.99):
-        found = quantile(latencies.sparse(), share)
-        assert found == pytest.approx(seconds[int(share * 5000)], rel=0.125)
+        assert quantile(sparse(counts), share) == pytest.approx(seconds[int(share * 5000)], rel=0.125)
 
 
-def test_seconds_beyond_all_bounds_are_counted_at_the_ends() -> None:
-    latencies = Latencies()
-    for seconds in (-1.0, 0.0, 1e-12, 1e9):
-        latencies.took(seconds)
-    assert sum(latencies.counts) == 4
-    assert sum(latencies.sparse().values()) == 4
+def test_the_ends_of_the_histogram_and_an_empty_one() -> None:
+    assert quantile({0: 1}, 0.5) < EDGES[0]  # type: ignore[operator]
+    assert quantile({len(EDGES): 1}, 0.5) == EDGES[-1]
     assert quantile({}, 0.5) is None
+    assert quantile({3: 0, 4: -2, 10**6: 7}, 0.5) is None
 
 
 @pytest.mark.parametrize("answer", [None, 5, [], {}, {"counters": {}, "gauges": [], "served": {}, "tables": {}}])
