@@ -86,6 +86,11 @@ class Keys:
             return data.decode(errors="replace")
         return ""
 
+    def wake(self) -> None:
+        """Let `wait` return; from any thread, while entered."""
+        with contextlib.suppress(OSError):
+            os.write(self._writing, b"!")
+
     def _unbuffer(self) -> None:
         if self._fd < 0:
             return
