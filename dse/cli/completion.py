@@ -66,7 +66,7 @@ def complete(parser: argparse.ArgumentParser) -> None:
             completer = _COMPLETERS.get((name, action.dest)) or _COMPLETERS.get(("", action.dest))
             if completer is not None:
                 action.completer = completer
-    argcomplete.autocomplete(parser, always_complete_options="long")
+    argcomplete.autocomplete(parser, always_complete_options=False)
 
 
 def _on_the_bus(options: argparse.Namespace) -> tuple[Sequence[DataServiceInfo], Sequence[str]]:

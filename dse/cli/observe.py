@@ -65,9 +65,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "Keys: < and > choose the column that nodes are sorted by, r reverses, q quits.",
         epilog=CODES,
     )
-    top.add_argument(
-        "--interval", type=positive, default=2.0, metavar="N", help="seconds between looks (default: 2)"
-    )
+    top.add_argument("--interval", type=positive, default=2.0, metavar="N", help="seconds between looks (default: 2)")
     top.add_argument("--once", action="store_true", help="one look, as plain lines, and end")
     top.add_argument("--seconds", type=positive, metavar="N", help="end by itself after N seconds")
     heads = [column.head for column in NODES]
