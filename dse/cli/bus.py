@@ -6,6 +6,7 @@ import argparse
 import base64
 import contextlib
 import json
+import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -15,7 +16,17 @@ from dse.core.observer import Observer
 from dse.core.url import TransportUrl
 from dse.errors import ConfigError, InvalidUrl
 
-__all__ = ["CODES", "FAILED", "bus_options", "json_option", "observing", "positive", "print_json", "print_table"]
+__all__ = [
+    "CODES",
+    "FAILED",
+    "bus_options",
+    "json_option",
+    "observing",
+    "positive",
+    "print_json",
+    "print_table",
+    "quiet_log",
+]
 
 FAILED = 1
 CODES = (
@@ -44,13 +55,24 @@ def bus_options(parser: argparse.ArgumentParser) -> None:
 
 
 @contextlib.contextmanager
+def quiet_log() -> Iterator[None]:
+    """Keep DSE's log off stderr: the command itself says what is wrong, once, and a live view owns the terminal."""
+    log, handler = logging.getLogger("dse"), logging.NullHandler()
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+
+
+@contextlib.contextmanager
 def observing(options: argparse.Namespace) -> Iterator[Observer]:
     """Look at the bus that the options lead to; SIGTERM ends it as cleanly as anything else."""
     if not options.transport:
         raise ConfigError("which broker? Say --transport URL, or set DSE_TRANSPORT")
     if TransportUrl.parse(options.transport).driver == "fake":
         raise InvalidUrl("fake:// is the bus within one process: there is nothing on it to see from here")
-    with ended_cleanly(), Observer(options.transport, bus=options.bus) as observer:
+    with quiet_log(), ended_cleanly(), Observer(options.transport, bus=options.bus) as observer:
         yield observer
 
 

@@ -24,7 +24,7 @@ class PseudoTerminal:
         self,
         *arguments: str,
         size: tuple[int, int] = (120, 40),
-        program: Sequence[str] = ("-m", "dse.cli.main"),
+        program: Sequence[str] = (sys.executable, "-m", "dse.cli.main"),
         **environment: str,
     ) -> None:
         self._ours, theirs = pty.openpty()
@@ -34,7 +34,7 @@ class PseudoTerminal:
         self.resize(*size)
         self.before = termios.tcgetattr(theirs)
         self.process = subprocess.Popen(
-            ["setsid", "--ctty", sys.executable, *program, *arguments],
+            ["setsid", "--ctty", *program, *arguments],
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,

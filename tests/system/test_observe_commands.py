@@ -15,11 +15,7 @@ from typing import Any
 import pytest
 
 from dse import DataService, Node, Table, rpc
-from dse.cli import check
-from dse.cli.main import main
-from dse.core.transport import Address
 from dse.testing.brokers import Broker
-from dse.transports.fake import FakeTransport
 
 
 class Door(DataService):
@@ -181,41 +177,6 @@ def test_misuse_is_explained(arguments: tuple[str, ...], said: str) -> None:
     done = dse(*arguments, DSE_TRANSPORT="")
     assert done.returncode == 2
     assert said in done.stderr
-
-
-@pytest.mark.parametrize("kind", ["redis", "rabbit"])
-def test_check_finds_a_good_broker_good_and_leaves_nothing(
-    kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    broker: Broker = request.getfixturevalue(f"{kind}_server")
-    bus = f"check-{uuid.uuid4().hex}"
-    monkeypatch.setattr(check, "new_bus", lambda: bus)
-    assert main(["check", broker.url, "--json"]) == 0
-    checked = json.loads(capsys.readouterr().out)
-    assert {finding["kept"] for finding in checked["findings"]} == {True}
-    assert "us median" in next(each["seen"] for each in checked["findings"] if each["what"] == "round trip")
-    assert broker.leftovers(bus) == broker.leftovers(f"{bus}-other") == set()
-
-
-class Forgetful(FakeTransport):
-    """Loses a frame now and then, and reports none."""
-
-    def deliver(self, address: Address, data: bytes) -> bool:
-        return True if data.endswith(b"7") else super().deliver(address, data)
-
-    def return_undelivered(self, address: Address, data: bytes) -> None:
-        pass
-
-
-def test_check_says_what_a_bad_driver_breaks(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(check, "load_transport", lambda url: Forgetful)
-    monkeypatch.setattr(check, "PATIENCE", 0.3)
-    assert main(["check", "fake://forgetful"]) == 1
-    lines = capsys.readouterr().out.splitlines()
-    broken = [line.split("NOT", 1)[1].split()[0] for line in lines if line.startswith("  NOT ")]
-    assert broken == ["one", "order,", "undeliverable"]
 
 
 def test_transports_are_listed_with_their_guarantees() -> None:

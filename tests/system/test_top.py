@@ -186,7 +186,7 @@ def test_an_exception_leaves_the_terminal_as_it_was(site: tuple[Broker, list[str
         "    return real(*args)\n"
         "top.draw = draw; sys.exit(main(sys.argv[1:]))"
     )
-    with PseudoTerminal("top", *where, program=["-c", code]) as terminal:
+    with PseudoTerminal("top", *where, program=[sys.executable, "-c", code]) as terminal:
         terminal.wait_for("cannot draw")
         assert terminal.ended() == 1
         assert terminal.mode == terminal.before
