@@ -13,7 +13,7 @@ from typing import Any
 
 from dse.cli.bus import FAILED, observing, print_json
 from dse.cli.hints import among, did_you_mean
-from dse.cli.progress import progress
+from dse.cli.progress import Bar, progress
 from dse.cli.text import clean
 from dse.core.observer import Observer
 from dse.core.replica import ReplicaState
@@ -31,7 +31,8 @@ class _Printer:
     `happened` gets each state of the replica, and None when nobody reads any more.
     """
 
-    def __init__(self, *, as_json: bool) -> None:
+    def __init__(self, bar: Bar, *, as_json: bool) -> None:
+        self._bar = bar
         self.happened: queue.SimpleQueue[ReplicaState | None] = queue.SimpleQueue()
         self.columns: Sequence[str] = ()
         self._as_json = as_json
@@ -40,6 +41,7 @@ class _Printer:
     def change(self, change: Change) -> None:
         if self._unread.is_set():
             return
+        self._bar.close()  # it is in the way of the rows
         try:
             for sign, rows in (("-", change.removed), ("+", change.added)):
                 for row in sorted(rows, key=repr):
@@ -69,9 +71,9 @@ def run_watch(options: argparse.Namespace) -> int:
     if not (colon and service_id and table):
         raise ConfigError(f"a table is named SERVICE:TABLE, as in host:sockets, not {options.table!r}")
     ends = time.monotonic() + options.seconds if options.seconds else float("inf")
-    with observing(options) as observer:
+    with observing(options) as observer, progress() as bar:
         _say_if_missing(observer, service_id)
-        printer = _Printer(as_json=options.json)
+        printer = _Printer(bar, as_json=options.json)
 
         subscribed = threading.Event()
 
@@ -88,7 +90,7 @@ def run_watch(options: argparse.Namespace) -> int:
             print(clean(f"dse watch: NoSuchTable: {error}{did_you_mean(table, tables)}"), file=sys.stderr)
             return FAILED
         subscribed.set()
-        with contextlib.suppress(KeyboardInterrupt), progress() as bar:
+        with contextlib.suppress(KeyboardInterrupt):
             while time.monotonic() < ends:
                 wait = min(BAR_EVERY if replica.state is ReplicaState.SYNCING else 3600.0, ends - time.monotonic())
                 try:
@@ -100,6 +102,8 @@ def run_watch(options: argparse.Namespace) -> int:
                     continue
                 if state is None:
                     return 0
+                if state is not ReplicaState.SYNCING:
+                    bar.close()
                 _say_state(options.table, state, len(replica), known=bool(replica.columns))
         if not replica.columns:
             print(clean(f"{options.table}: nobody published it"), file=sys.stderr)

@@ -78,7 +78,7 @@ class PseudoTerminal:
         """Wait until what is written after a place matches; return the place where the match ends."""
         with self._came:
             found = self._came.wait_for(lambda: re.compile(pattern, re.DOTALL).search(self._shown, after), PATIENCE)
-            assert found, f"{pattern!r} was not shown: {self._shown[after:]!r}"
+            assert found, f"{pattern!r} was not shown: {self._shown[after:][-2000:]!r}"
             return found.end()
 
     def ended(self) -> int:
