@@ -115,7 +115,7 @@ def span(seconds: float | None) -> str:
         return "-"
     if seconds < 0.0009995:
         return f"{seconds * 1e6:.0f}us"
-    return f"{seconds * 1000:.1f}ms" if seconds < 0.9995 else f"{seconds:.1f}s"
+    return f"{seconds * 1000:.1f}ms" if seconds < 0.9995 else age(seconds)
 
 
 def age(seconds: float | None) -> str:

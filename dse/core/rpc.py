@@ -7,7 +7,6 @@ import logging
 import threading
 import time
 import traceback
-from bisect import bisect
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -18,7 +17,6 @@ import msgspec
 from dse import errors
 from dse.core.calls import Call, PendingCalls
 from dse.core.controlbus import ControlBus, Member
-from dse.core.figures import EDGES
 from dse.core.inline import InlineRuns
 from dse.core.membership import NodeState
 from dse.core.messages import (
@@ -621,7 +619,7 @@ class RpcServer:
         self._waiting = 0  # accepted and not yet begun
         self._coroutines = 0  # on the event loop, begun or not
         self._stopping = False
-        self._served = wire.traffic.served
+        self._traffic = wire.traffic
         self.builtins: Mapping[str, Callable[[Request], None]] = {}  # methods of every node, run at once
 
     def stop(self) -> None:
@@ -729,7 +727,8 @@ class RpcServer:
             set_call_context(None)
         ended = self._now()
         method.briefness.took(ended - began)
-        self._served[bisect(EDGES, ended - deadline + request.timeout)] += 1
+        self._traffic.calls_served += 1
+        self._traffic.took.append(ended - deadline + request.timeout)
         self._answer(request, answer)
 
     async def _run_async(self, request: Request, method: Method, deadline: float) -> None:
@@ -743,7 +742,8 @@ class RpcServer:
             answer = self._reply(request, await method.function(**method.bind(request.args)))
         except BaseException as error:
             answer = self._failure(request, method, error)
-        self._served[bisect(EDGES, self._now() - deadline + request.timeout)] += 1
+        self._traffic.calls_served += 1
+        self._traffic.took.append(self._now() - deadline + request.timeout)
         self._answer(request, answer)
 
     def reply(self, request: Request, result: Any) -> None:

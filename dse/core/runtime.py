@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from dse.core.controlbus import ControlBus
-from dse.core.figures import FIGURES, MOST_TABLES, sparse
+from dse.core.figures import FIGURES, MOST_TABLES
 from dse.core.info import DataServiceInfo
 from dse.core.inline import InlineRuns
 from dse.core.listeners import Listeners
@@ -274,7 +274,7 @@ class Runtime:
                 "tables": len(published),
                 "replicas": len(self.hub.subscriptions()),
             },
-            "served": sparse(traffic.served),
+            "served": traffic.served(),
             "tables": tables,
         }
 

@@ -249,6 +249,36 @@ def test_a_hung_node_does_not_hold_up_the_view(site: tuple[Broker, list[str], Mi
             hung.wait(30)
 
 
+def test_a_broker_that_goes_and_comes_back_is_shown(site: tuple[Broker, list[str], Mill]) -> None:
+    broker, where, _ = site
+    with PseudoTerminal("top", *where) as terminal:
+        terminal.wait_for("mill:flour")
+        broker.cut()
+        try:
+            terminal.wait_for("NOT CONNECTED")
+        finally:
+            broker.mend()
+        place = len(terminal.shown)
+        terminal.wait_for(r"2 nodes, [1-9][0-9]* calls/s", place)
+        terminal.type("q")
+        assert terminal.ended() == 0
+
+
+def test_a_broker_that_hangs_holds_up_neither_keys_nor_the_end(site: tuple[Broker, list[str], Mill]) -> None:
+    broker, where, _ = site
+    with PseudoTerminal("top", *where) as terminal:
+        place = terminal.wait_for("mill:flour")
+        broker.pause()
+        try:
+            terminal.type("r")
+            terminal.wait_for("node, reversed", place)
+            terminal.type("q")
+            assert terminal.ended() == 0
+            assert terminal.mode == terminal.before
+        finally:
+            broker.resume()
+
+
 def _until(looking: subprocess.Popen[str], right: Any) -> dict[str, Any]:
     assert looking.stdout is not None
     deadline = time.monotonic() + 40

@@ -5,13 +5,12 @@ from __future__ import annotations
 import random
 import threading
 import uuid
-from bisect import bisect
 from collections.abc import Iterator
 
 import pytest
 
 from dse import DataService, InvalidArguments, Node, NoSuchMethod, Observer, RemoteError, Table, rpc
-from dse.core.figures import EDGES, is_figures, quantile, sparse
+from dse.core.figures import EDGES, RECENT, Traffic, is_figures, quantile
 
 
 class Shop(DataService):
@@ -140,11 +139,21 @@ def test_a_node_that_has_nothing_to_tell_does_not_hold_up_the_others(shop: tuple
 def test_quantiles_are_exact_to_an_eighth(seed: int) -> None:
     chance = random.Random(seed)
     seconds = sorted(chance.lognormvariate(-7, 2) for _ in range(5000))
-    counts = [0] * (len(EDGES) + 1)
+    traffic = Traffic()
     for each in seconds:
-        counts[bisect(EDGES, each)] += 1
+        traffic.took.append(each)
+        if len(traffic.took) == 1000:
+            traffic.served()
     for share in (0.1, 0.5, 0.9, 0.99):
-        assert quantile(sparse(counts), share) == pytest.approx(seconds[int(share * 5000)], rel=0.125)
+        assert quantile(traffic.served(), share) == pytest.approx(seconds[int(share * 5000)], rel=0.125)
+
+
+def test_what_nobody_looks_at_is_bounded() -> None:
+    traffic = Traffic()
+    for _ in range(3 * RECENT):
+        traffic.took.append(0.001)
+    assert sum(traffic.served().values()) == RECENT
+    assert sum(traffic.served().values()) == RECENT
 
 
 def test_the_ends_of_the_histogram_and_an_empty_one() -> None:
