@@ -19,7 +19,7 @@ from dse.errors import MissingExtra
 __all__ = ["add_command", "complete"]
 
 SHELLS = ("bash", "zsh", "fish")
-PATIENCE = 0.9  # seconds that the bus has to tell what is on it
+PATIENCE = 0.9  # seconds that the bus has to tell what is on it, unless $DSE_COMPLETION_SECONDS says otherwise
 
 Completer = Callable[..., Iterable[str]]
 
@@ -86,8 +86,15 @@ def _on_the_bus(options: argparse.Namespace) -> tuple[Sequence[DataServiceInfo],
 
     ready = threading.Event()
     threading.Thread(target=look, name="dse-completion", daemon=True).start()
-    ready.wait(PATIENCE)
+    ready.wait(_patience())
     return found[0], found[1]
+
+
+def _patience() -> float:
+    try:
+        return min(60.0, max(0.0, float(os.environ["DSE_COMPLETION_SECONDS"])))
+    except (KeyError, ValueError):
+        return PATIENCE
 
 
 def _services(parsed_args: argparse.Namespace, **_: object) -> Iterable[str]:

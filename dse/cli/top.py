@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import sys
 import threading
 import time
@@ -24,7 +25,7 @@ from dse.core.observer import Observer
 from dse.errors import DseError, MissingExtra, TransportUnavailable
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, ConsoleDimensions
 
 __all__ = ["run_top"]
 
@@ -151,7 +152,7 @@ def _live(sampler: _Sampler, console: Console, title: str, order: Order, ends: f
         sampler.notify = keys.wake
         while (now := time.monotonic()) < ends:
             sampler.wait(0, 0.0)
-            size = console.size
+            size = console.size = _size(console)
             looks = (sampler.samples, order.place, order.reverse, size)
             if looks != drawn:
                 with sampler.changed:
@@ -162,6 +163,16 @@ def _live(sampler: _Sampler, console: Console, title: str, order: Order, ends: f
             if pressed in ("q", "Q", "\x1b", "\x04"):
                 return
             order.key(pressed)
+
+
+def _size(console: Console) -> ConsoleDimensions:
+    """Return the terminal's size as it is now: $COLUMNS and $LINES, which rich prefers, do not follow it."""
+    from rich.console import ConsoleDimensions
+
+    try:
+        return ConsoleDimensions(*os.get_terminal_size(console.file.fileno()))
+    except (OSError, ValueError):
+        return console.size
 
 
 def _console() -> Console | None:

@@ -51,7 +51,7 @@ def bus(redis_server: Broker) -> Iterator[dict[str, str]]:
     """A bus with a service, and the environment that leads there."""
     name = f"bus-{uuid.uuid4().hex[:8]}"
     with Node(redis_server.url, bus=name, node_id="house", services=[Door("door")]):
-        yield {"DSE_TRANSPORT": redis_server.url, "DSE_BUS": name}
+        yield {"DSE_TRANSPORT": redis_server.url, "DSE_BUS": name, "DSE_COMPLETION_SECONDS": "30"}
 
 
 def shell_environment(more: dict[str, str]) -> dict[str, str]:
