@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
+import os
 import sys
 from collections.abc import Sequence
 
 from dse import __version__
-from dse.cli import observe
+from dse.cli import completion, observe
+from dse.cli.completion import complete
 from dse.cli.run.command import add_commands as add_run_commands
 from dse.cli.text import clean
 from dse.errors import ConfigError, DseError, InvalidUrl, MissingExtra, TransportUnavailable, UnknownTransport
@@ -25,17 +28,22 @@ MISUSED = 2
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with these arguments (those of the process if None) and return its exit code."""
     parser = _parser()
+    complete(parser)
     options = parser.parse_args(arguments)
     if options.command is None:
         parser.print_help(sys.stderr)
         return MISUSED
     try:
         code: int = options.run(options)
+        sys.stdout.flush()
     except DseError as error:
         say_error(f"dse {options.command}: {describe(error)}")
         return MISUSED
     except KeyboardInterrupt:
-        return 0 if options.command in ("demo", "watch") else 130
+        return 0 if options.command in ("demo", "watch", "top") else 130
+    except BrokenPipeError:
+        _let_go_of_stdout()
+        return 0  # whoever read it has seen enough
     return code
 
 
@@ -60,6 +68,14 @@ def say_error(line: str) -> None:
         pass  # nobody reads it
 
 
+def _let_go_of_stdout() -> None:
+    """Let nothing that is still to be written at exit fail, for nobody reads it."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dse", description="Data services that share one message bus.")
     parser.add_argument("--version", action="version", version=f"dse {__version__}")
@@ -68,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     add_run_commands(commands)
     _add_check(commands)
     observe.add_commands(commands)
+    completion.add_command(commands)
     return parser
 
 

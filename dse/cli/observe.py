@@ -1,50 +1,50 @@
-"""Looking at a bus without being on it: `dse status`, `services`, `tables`, `watch`, `call`; and `dse transports`."""
+"""Looking at a bus without being on it: `dse status`, `services`, `tables`, `call`; and `dse transports`.
+
+`dse watch` and `dse top` are in modules of their own.
+"""
 
 from __future__ import annotations
 
 import argparse
-import base64
-import contextlib
 import json
-import os
 import sys
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
+from dse.cli.bus import CODES, FAILED, bus_options, json_option, observing, positive, print_json, print_table
+from dse.cli.hints import among, did_you_mean
 from dse.cli.text import clean
-from dse.core.info import DataServiceInfo
+from dse.cli.top_view import NODES
+from dse.cli.troubles import Troubles
+from dse.core.info import DataServiceInfo, MethodInfo
 from dse.core.observer import Observer
 from dse.core.plugins import installed_transports, load_transport
-from dse.core.replica import ReplicaState
-from dse.core.table import Change
 from dse.core.url import TransportUrl
-from dse.errors import ConfigError, DseError, InvalidUrl
+from dse.errors import ConfigError, DseError, NoSuchMethod, NoSuchService
 
 __all__ = ["add_commands"]
 
-FAILED = 1
-CODES = "exit codes: 0 done; 1 it failed on the way; 2 wrong arguments, no broker, or a missing package"
+HEARD = 0.5  # seconds that services have to say what is wrong with them
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the commands to the parser of `dse`."""
     transports = commands.add_parser("transports", help="the installed drivers and their guarantees", epilog=CODES)
-    _json_option(transports)
+    json_option(transports)
     transports.set_defaults(run=_transports)
 
     status = commands.add_parser("status", help="the nodes of a bus and how they are", epilog=CODES)
-    _bus_options(status)
+    bus_options(status)
     status.set_defaults(run=_status)
 
     services = commands.add_parser("services", help="the services of a bus, their methods and tables", epilog=CODES)
-    _bus_options(services)
+    bus_options(services)
     services.set_defaults(run=_services)
 
     tables = commands.add_parser(
         "tables", help="the tables of a bus: columns, who publishes, who follows", epilog=CODES
     )
-    _bus_options(tables)
+    bus_options(tables)
     tables.set_defaults(run=_tables)
 
     watch = commands.add_parser(
@@ -54,9 +54,24 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         epilog=CODES,
     )
     watch.add_argument("table", metavar="SERVICE:TABLE")
-    watch.add_argument("--seconds", type=_positive, metavar="N", help="end by itself after N seconds")
-    _bus_options(watch)
+    watch.add_argument("--seconds", type=positive, metavar="N", help="end by itself after N seconds")
+    bus_options(watch)
     watch.set_defaults(run=_watch)
+
+    top = commands.add_parser(
+        "top",
+        help="a live view of nodes, rates, latencies and tables",
+        description="What the nodes do, as it happens: a live view in a terminal, plain lines in a pipe. "
+        "Keys: < and > choose the column that nodes are sorted by, r reverses, q quits.",
+        epilog=CODES,
+    )
+    top.add_argument("--interval", type=positive, default=2.0, metavar="N", help="seconds between looks (default: 2)")
+    top.add_argument("--once", action="store_true", help="one look, as plain lines, and end")
+    top.add_argument("--seconds", type=positive, metavar="N", help="end by itself after N seconds")
+    heads = [column.head for column in NODES]
+    top.add_argument("--sort", choices=heads, default="node", metavar="COLUMN", help=f"one of: {', '.join(heads)}")
+    bus_options(top)
+    top.set_defaults(run=_top)
 
     call = commands.add_parser(
         "call",
@@ -67,37 +82,10 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     call.add_argument("service", metavar="SERVICE")
     call.add_argument("method", metavar="METHOD")
     call.add_argument("args", metavar="key=value", nargs="*", type=_argument)
-    call.add_argument("--timeout", type=_positive, default=10.0, metavar="N", help="seconds (default: 10)")
+    call.add_argument("--timeout", type=positive, default=10.0, metavar="N", help="seconds (default: 10)")
     call.add_argument("--node", metavar="ID", help="the replica on this node")
-    _bus_options(call)
+    bus_options(call)
     call.set_defaults(run=_call)
-
-
-def _json_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="for programs: JSON")
-
-
-def _bus_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--transport",
-        metavar="URL",
-        default=os.environ.get("DSE_TRANSPORT"),
-        help="the broker, as in redis://localhost (default: $DSE_TRANSPORT)",
-    )
-    parser.add_argument(
-        "--bus", metavar="NAME", default=os.environ.get("DSE_BUS", "dse"), help="the bus (default: $DSE_BUS or dse)"
-    )
-    _json_option(parser)
-
-
-@contextlib.contextmanager
-def _observer(options: argparse.Namespace) -> Iterator[Observer]:
-    if not options.transport:
-        raise ConfigError("which broker? Say --transport URL, or set DSE_TRANSPORT")
-    if TransportUrl.parse(options.transport).driver == "fake":
-        raise InvalidUrl("fake:// is the bus within one process: there is nothing on it to see from here")
-    with Observer(options.transport, bus=options.bus) as observer:
-        yield observer
 
 
 # What is installed
@@ -120,7 +108,7 @@ def _transports(options: argparse.Namespace) -> int:
             }
         )
     if options.json:
-        _print_json(found)
+        print_json(found)
         return 0
     rows = [
         (each["name"], "cannot be used:", each["problem"], "")
@@ -133,7 +121,7 @@ def _transports(options: argparse.Namespace) -> int:
         )
         for each in found
     ]
-    _print_table(("transport", "undeliverable frames", "largest frame", "survives a restart of the broker"), rows)
+    print_table(("transport", "undeliverable frames", "largest frame", "survives a restart of the broker"), rows)
     return 0
 
 
@@ -141,11 +129,15 @@ def _transports(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    with _observer(options) as observer:
+    with observing(options) as observer:
         status = observer.status()
+        troubles = Troubles(observer)
+        troubles.follow(info for node in status.peers.values() for info in node.services)
+        troubles.wait(HEARD)
+        degraded = troubles.found()
     nodes = sorted(status.peers.values(), key=lambda node: node.node_id)
     if options.json:
-        _print_json(
+        print_json(
             {
                 "bus": status.bus,
                 "transport": status.transport,
@@ -160,6 +152,7 @@ def _status(options: argparse.Namespace) -> int:
                     }
                     for node in nodes
                 ],
+                "degraded": [asdict(trouble) for trouble in degraded],
             }
         )
         return 0
@@ -174,12 +167,14 @@ def _status(options: argparse.Namespace) -> int:
         for node in nodes
     ]
     if rows:
-        _print_table(("node", "state", "last heard", "services"), rows)
+        print_table(("node", "state", "last heard", "services"), rows)
+    for trouble in degraded:
+        print(clean(f"DEGRADED {trouble.service}:{trouble.table}: {trouble.reason}"))
     return 0
 
 
 def _infos(options: argparse.Namespace) -> list[DataServiceInfo]:
-    with _observer(options) as observer:
+    with observing(options) as observer:
         infos = [info for node in observer.status().peers.values() for info in node.services]
     return sorted(infos, key=lambda info: (info.service_id, info.node_id))
 
@@ -187,7 +182,7 @@ def _infos(options: argparse.Namespace) -> list[DataServiceInfo]:
 def _services(options: argparse.Namespace) -> int:
     infos = _infos(options)
     if options.json:
-        _print_json([info.to_dict() for info in infos])
+        print_json([info.to_dict() for info in infos])
         return 0
     for info in infos:
         print(clean(f"{info.service_id} on {info.node_id}"))
@@ -216,85 +211,74 @@ def _tables(options: argparse.Namespace) -> int:
                 found[key]["followers"].append(f"{info.service_id} on {info.node_id}")
     entries = [found[key] for key in sorted(found)]
     if options.json:
-        _print_json(entries)
+        print_json(entries)
         return 0
     rows = [
         (each["table"], ", ".join(each["columns"]), ", ".join(each["publishers"]), ", ".join(each["followers"]))
         for each in entries
     ]
     if rows:
-        _print_table(("table", "columns", "published by", "followed by"), rows)
+        print_table(("table", "columns", "published by", "followed by"), rows)
     else:
         print(f"no tables on the bus {clean(options.bus)}", file=sys.stderr)
     return 0
 
 
 def _watch(options: argparse.Namespace) -> int:
-    service_id, colon, table = options.table.partition(":")
-    if not (colon and service_id and table):
-        raise ConfigError(f"a table is named SERVICE:TABLE, as in host:sockets, not {options.table!r}")
-    ends = time.monotonic() + options.seconds if options.seconds else None
-    with _observer(options) as observer:
-        columns: tuple[str, ...] = ()
+    from dse.cli.watch import run_watch
 
-        def show(change: Change) -> None:
-            nonlocal columns
-            columns = columns or replica.columns
-            for sign, rows in (("-", change.removed), ("+", change.added)):
-                for row in sorted(rows, key=repr):
-                    _show_row(sign, columns, row, as_json=options.json)
-
-        state: ReplicaState | None = None
-        replica = observer.subscribe(service_id, table, show)
-        with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):
-            while ends is None or time.monotonic() < ends:
-                if replica.state is not state:
-                    state = replica.state
-                    what = {
-                        ReplicaState.SYNCING: "waiting for it" if not replica.columns else "catching up",
-                        ReplicaState.LIVE: f"live, {len(replica)} rows",
-                        ReplicaState.STALE: "stale: its publisher is gone, or the connection; these are the last rows",
-                    }[state]
-                    print(clean(f"{options.table}: {what}"), file=sys.stderr, flush=True)
-                left = 1.0 if ends is None else min(1.0, max(0.01, ends - time.monotonic()))
-                with contextlib.suppress(TimeoutError):
-                    replica.wait(lambda replica, was=state: replica.state is not was, left)  # type: ignore[misc]
-        observer.unsubscribe(replica)
-        if state is ReplicaState.SYNCING and not replica.columns:
-            print(clean(f"{options.table}: nobody published it"), file=sys.stderr)
-            return FAILED
-    return 0
+    return run_watch(options)
 
 
-def _show_row(sign: str, columns: Sequence[str], row: Sequence[Any], *, as_json: bool) -> None:
-    if as_json:
-        _print_json({"change": sign, "row": dict(zip(columns, row, strict=False))}, lines=True)
-    else:
-        cells = " ".join(f"{column}={_cell(cell)}" for column, cell in zip(columns, row, strict=False))
-        print(clean(f"{sign} {cells}"), flush=True)
+def _top(options: argparse.Namespace) -> int:
+    from dse.cli.top import run_top
 
-
-def _cell(cell: object) -> str:
-    return cell if isinstance(cell, str) and cell and " " not in cell else repr(cell)
+    with observing(options) as observer:
+        return run_top(options, observer)
 
 
 def _call(options: argparse.Namespace) -> int:
-    with _observer(options) as observer:
+    with observing(options) as observer:
         try:
             result = observer.call(
                 options.service, options.method, dict(options.args), timeout=options.timeout, node_id=options.node
             )
+        except ConfigError:
+            raise  # a name that cannot be one
         except DseError as error:
-            print(clean(f"dse call: {type(error).__name__}: {error}"), file=sys.stderr)
+            print(clean(f"dse call: {type(error).__name__}: {error}", 20_000), file=sys.stderr)
+            _say_what_there_is(options, observer, error)
             return FAILED
     if options.json or not isinstance(result, str):
-        _print_json(result)
+        print_json(result)
     else:
         print("\n".join(clean(line) for line in result.splitlines()))
     return 0
 
 
-# Text in and out
+def _say_what_there_is(options: argparse.Namespace, observer: Observer, error: DseError) -> None:
+    """Help whoever named what is not there."""
+    peers = observer.status().peers
+    infos = [info for node in peers.values() for info in node.services]
+    if isinstance(error, NoSuchMethod):
+        methods: dict[str, MethodInfo] = {}
+        for info in infos:
+            if info.service_id == options.service:
+                methods.update(info.rpc_methods)
+        hint = did_you_mean(options.method, methods)
+        lines = [f"methods of {options.service}{hint or ':'}"]
+        lines += [f"  {name}{method.signature}" for name, method in sorted(methods.items())]
+    elif isinstance(error, NoSuchService) and options.node is not None and options.node not in peers:
+        lines = [f"there are the nodes: {among(peers)}{did_you_mean(options.node, peers)}"]
+    elif isinstance(error, NoSuchService):
+        services = {info.service_id for info in infos}
+        lines = [f"there are the services: {among(services)}{did_you_mean(options.service, services)}"]
+    else:
+        return
+    print("\n".join(map(clean, lines)), file=sys.stderr)
+
+
+# Text in
 
 
 def _argument(text: str) -> tuple[str, Any]:
@@ -305,34 +289,3 @@ def _argument(text: str) -> tuple[str, Any]:
         return key, json.loads(value)
     except (ValueError, RecursionError):
         return key, value
-
-
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 1e9:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
-    return value
-
-
-def _print_json(value: object, *, lines: bool = False) -> None:
-    print(json.dumps(value, default=_plain, indent=None if lines else 2), flush=lines)
-
-
-def _plain(value: object) -> object:
-    """Return what JSON has for a value that it has not."""
-    if isinstance(value, bytes):
-        return {"base64": base64.b64encode(value).decode()}
-    if isinstance(value, set | frozenset):
-        return sorted(value, key=repr)
-    return str(value)
-
-
-def _print_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print columns; the last is as wide as it likes."""
-    lines = [list(heads), *([clean(cell) for cell in row] for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
-    for line in lines:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

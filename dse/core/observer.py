@@ -6,13 +6,17 @@ import socket
 import time
 import uuid
 from collections.abc import Callable
+from concurrent.futures import wait
 from typing import Any, ClassVar
 
+from dse.core.figures import FIGURES, is_figures
+from dse.core.methods import encode_args
 from dse.core.node import STOP_PATIENCE, Node
+from dse.core.replica import ReplicaState
 from dse.core.service import DataService, _Host
 from dse.core.table import Change, Replica
 from dse.core.transport import TransportUrl
-from dse.errors import ConfigError, DseError
+from dse.errors import ConfigError, DseError, TransportUnavailable
 
 __all__ = ["Observer"]
 
@@ -63,13 +67,46 @@ class Observer(Node):
         """Refuse: an observer is not on the bus. Raises `ConfigError`."""
         raise ConfigError("an Observer hosts no services: use a Node")
 
-    def subscribe(self, service_id: str, table: str, callback: Callable[[Change], Any] | None = None) -> Replica:
-        """Follow a table; `callback` gets each `Change`, one at a time. Raises `NoSuchTable`, `ConfigError`."""
-        return self._following.subscribe(service_id, table, callback)
+    def subscribe(
+        self,
+        service_id: str,
+        table: str,
+        callback: Callable[[Change], Any] | None = None,
+        *,
+        on_state: Callable[[ReplicaState], Any] | None = None,
+        patient: bool = False,
+    ) -> Replica:
+        """Follow a table; `callback`, `on_state` and `patient` are those of `DataService.subscribe`.
+
+        Raises `NoSuchTable`, `ConfigError`.
+        """
+        return self._following.subscribe(service_id, table, callback, on_state, patient)
 
     def unsubscribe(self, replica: Replica) -> None:
         """Follow a table no more."""
         self._following.unsubscribe(replica)
+
+    def figures(self, timeout: float = 1.0) -> dict[str, dict[str, Any] | None]:
+        """Ask all live nodes at once for what they count; return what each said within `timeout` seconds, by node_id.
+
+        None stands for a node that did not answer, or has nothing to tell (of an earlier release). What is in an
+        answer: `dse.core.runtime.Runtime.figures`. Raises `TransportUnavailable` when the broker is gone.
+        """
+        deadline = time.monotonic() + timeout
+        client, none = self.runtime.client, encode_args(FIGURES, None)
+        futures = {
+            member.node_id: client.call_async(None, FIGURES, none, timeout, member.node_id)
+            for member in list(self.control_bus.members.values())
+        }
+        wait(futures.values(), max(0.0, deadline - time.monotonic()) + 0.1)
+        said: dict[str, dict[str, Any] | None] = {}
+        for node_id, future in futures.items():
+            error = future.exception() if future.done() else None
+            answer = future.result() if future.done() and error is None else None
+            said[node_id] = answer if is_figures(answer) else None
+            if isinstance(error, TransportUnavailable):
+                raise error
+        return said
 
     @property
     def _following(self) -> _Host:

@@ -109,6 +109,12 @@ class ReplicaMachine:
         """(epoch, seq) of the rows."""
         return (self.epoch, self.seq)
 
+    @property
+    def loading(self) -> tuple[int, int] | None:
+        """While a snapshot comes: how many of its rows are here, and how many there are."""
+        loading = self._loading
+        return (len(loading.rows), loading.begin.count) if loading is not None else None
+
     def view(self) -> RowsView:
         """Return the rows as they are now; later changes do not show in it."""
         view = self._view() if self._view is not None else None

@@ -299,9 +299,15 @@ class RpcClient:
                 return None
         return members[next(self._turn) % len(members)]
 
+    @property
+    def pending(self) -> int:
+        """Calls that wait for their answers."""
+        return len(self._pending.calls)
+
     def _begin(
         self, service: str | None, method: str, args: msgspec.Raw, timeout: float, node_id: str | None, answer: Handle
     ) -> Call:
+        self._wire.traffic.calls_made += 1
         now = self._timers.now()
         number = next(self._ids)
         waiting = _Waiting(number, answer, service, method, args, node_id, timeout)
@@ -424,6 +430,7 @@ class RpcClient:
         if not_run:
             self._again(call, NoSuchService(message.message))
             return
+        self._wire.traffic.call_errors += 1
         call.handle.answer.set_exception(_error_of(message))
 
     def accepted(self, message: Accepted) -> None:
@@ -518,6 +525,7 @@ class RpcClient:
                 return
             with self._lock:
                 self._pending.take(call.id)
+        self._wire.traffic.call_errors += 1
         call.handle.answer.set_exception(error)
 
     def _again(self, call: Call, error: DseError | None) -> None:
@@ -583,6 +591,7 @@ class RpcClient:
             self._control.put(lambda: self._wire.carry_out(probes))
 
     def _timed_out(self, call: Call) -> CallTimeout:
+        self._wire.traffic.call_errors += 1
         how_far = call.progress()
         if call.handle.waits_for:
             how_far = f"{call.service}.{call.method} waited for {call.handle.waits_for}"
@@ -640,6 +649,8 @@ class RpcServer:
         self._waiting = 0  # accepted and not yet begun
         self._coroutines = 0  # on the event loop, begun or not
         self._stopping = False
+        self._traffic = wire.traffic
+        self.builtins: Mapping[str, Callable[[Request], None]] = {}  # methods of every node, run at once
 
     def stop(self) -> None:
         """Accept no more requests."""
@@ -666,6 +677,9 @@ class RpcServer:
             return
         owner, methods = found
         method = methods.get(request.method)
+        if method is None and request.service is None and request.method in self.builtins:
+            self.builtins[request.method](request)
+            return
         if method is None:
             known = ", ".join(sorted(methods)) or "none"
             self._refuse(request, "NoSuchMethod", f"{owner} has no method {request.method!r}; it has: {known}")
@@ -742,7 +756,10 @@ class RpcServer:
             answer = self._failure(request, method, error)
         finally:
             set_current_request(None)
-        method.briefness.took(self._now() - began)
+        ended = self._now()
+        method.briefness.took(ended - began)
+        self._traffic.calls_served += 1
+        self._traffic.took.append(ended - deadline + request.timeout)
         self._answer(request, answer)
 
     async def _run_async(self, request: Request, method: Method, deadline: float) -> None:
@@ -756,9 +773,21 @@ class RpcServer:
             answer = encode_reply(request.id, await method.function(**method.bind(request.args)))
         except BaseException as error:
             answer = self._failure(request, method, error)
+        self._traffic.calls_served += 1
+        self._traffic.took.append(self._now() - deadline + request.timeout)
         self._answer(request, answer)
 
+    def reply(self, request: Request, result: Any) -> None:
+        """Answer a request that was run elsewhere."""
+        self._answer(request, encode_reply(request.id, result))
+
+    @property
+    def waiting(self) -> int:
+        """Requests that were accepted and not begun."""
+        return self._waiting
+
     def _failure(self, request: Request, method: Method, error: BaseException) -> Failure:
+        self._wire.traffic.serve_errors += 1
         where = f"{method.owner}.{method.name}"
         if isinstance(error, InvalidArguments) and error.__traceback__ is not None and not _raised_by_method(error):
             _log.info("%s: refused a call by node %r: %s", where, request.node_id, error)
@@ -797,6 +826,7 @@ class RpcServer:
                 self._forget(request)
 
     def _refuse(self, request: Request, code: str, message: str) -> None:
+        self._wire.traffic.refused += 1
         if request.id:
             self._send(instance_address(request.instance), Failure(request.id, code, message))
         else:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from dse.core.controlbus import ControlBus
+from dse.core.figures import FIGURES, MOST_TABLES
 from dse.core.info import DataServiceInfo
 from dse.core.inline import InlineRuns
 from dse.core.listeners import Listeners
@@ -102,6 +103,7 @@ class Runtime:
         self.transport = node._driver(node.url, bus=node.bus, events=self)
         self.reports_undeliverable = self.transport.capabilities.undeliverable
         self.wire = Wire(self.transport, self.instance, engine.queue(), self._dispatch)
+        self._traffic = self.wire.traffic
         self.listeners = Listeners(self.transport)
         machine = Membership(
             node.node_id, self.instance, node.heartbeat_interval, self._catalogue, engine.random, passive=node.passive
@@ -139,6 +141,8 @@ class Runtime:
         self.server = RpcServer(
             node.node_id, self.wire, self.workers, self.loop, inline, node.max_pending, self._find, self.timers.now
         )
+        self.server.builtins = {FIGURES: lambda request: self.server.reply(request, self.figures())}
+        self._started = self.timers.now()
         self._handlers = self._make_handlers()
 
     # Life
@@ -243,6 +247,41 @@ class Runtime:
                 f"the service {service_id!r} publishes no table {table!r}; it publishes: {', '.join(known) or 'none'}"
             )
 
+    def figures(self) -> dict[str, Any]:
+        """Return what the node can tell of itself, as plain dicts; reads without a lock, so it waits for nobody.
+
+        counters: grow as long as the instance lives. gauges: as they are now. served: the histogram of seconds from the
+        arrival of a request to its answer (`dse.core.figures.quantile`). tables: ``service:table`` -> rows, changes,
+        followers.
+        """
+        published = self.publisher.tables()
+        tables = {f"{table.service_id}:{table.name}": table.figures() for table in published[:MOST_TABLES]}
+        more = sum(table.figures()["changes"] for table in published[MOST_TABLES:])
+        hosts = list(self.node.hosts.values())
+        traffic, counters = self.wire.traffic, self.node.counters
+        return {
+            "instance": self.instance,
+            "counters": {
+                **traffic.counters(),
+                "changes": sum(each["changes"] for each in tables.values()) + more,
+                "disconnects": counters["disconnects"],
+                "undeliverable": counters["undeliverable"],
+                "bad_frames": counters["bad_frames"] + counters["foreign_frames"],
+            },
+            "gauges": {
+                "uptime": self.timers.now() - self._started,
+                "requests_waiting": self.server.waiting,
+                "jobs_waiting": self.workers.waiting,
+                "callbacks_waiting": sum(len(host.callbacks) for host in hosts),
+                "control_waiting": len(self.control),
+                "calls_pending": self.client.pending,
+                "tables": len(published),
+                "replicas": len(self.hub.subscriptions()),
+            },
+            "served": traffic.served(),
+            "tables": tables,
+        }
+
     # What the parts need of each other
 
     def _own_infos(self) -> list[DataServiceInfo]:
@@ -293,6 +332,7 @@ class Runtime:
     # What the transport tells (`dse.core.transport.TransportEvents`)
 
     def received(self, address: Address, frame: bytes) -> None:
+        self._traffic.messages_in += 1
         try:
             message = decode(frame)
         except BadFrame as error:

@@ -162,6 +162,11 @@ class PublishedTable:
         with self._lock:
             return len(self._log.subscribers)
 
+    def figures(self) -> dict[str, int]:
+        """Return rows, changes since the epoch began, and followers; without the lock, which a change may hold long."""
+        log = self._log
+        return {"rows": log.count, "changes": log.seq, "followers": len(log.subscribers)}
+
     def replace(self, rows: Iterable[Any]) -> Change:
         """Make the table hold exactly these rows; publish and return the difference.
 
@@ -388,6 +393,8 @@ class Shared(Protocol):
     def columns(self) -> tuple[str, ...]: ...
     @property
     def version(self) -> tuple[str, int]: ...
+    @property
+    def loading(self) -> tuple[int, int] | None: ...
     def view(self) -> RowsView: ...
     def contains(self, row: object) -> bool: ...
     def count(self) -> int: ...
@@ -454,6 +461,11 @@ class Replica:
     def version(self) -> tuple[str, int]:
         """(epoch, seq) of the rows; ('', 0) until the table was first received."""
         return self._shared.version
+
+    @property
+    def loading(self) -> tuple[int, int] | None:
+        """While the whole table is on its way: how many of its rows have come, and how many there are; else None."""
+        return self._shared.loading
 
     def wait(self, until: ReplicaState | Callable[[Replica], object], timeout: float = 10.0) -> bool:
         """Wait for a state, or until a predicate of this replica is true; return True.

@@ -124,6 +124,11 @@ class TableLog:
             self._view = weakref.ref(view)
         return view
 
+    @property
+    def count(self) -> int:
+        """How many rows there are."""
+        return len(self._rows)
+
     def adopt(self, now: float, old: TableLog, subscribers: Iterable[str]) -> list[Send]:
         """Begin this life with the rows of an earlier one, and tell those who subscribed to it."""
         self._rows = set(old._rows)

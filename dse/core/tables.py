@@ -78,6 +78,10 @@ class Publisher:
         self._dead: dict[str, float] = {}  # nodes taken for dead -> when they are forgotten
         self._connected = True
 
+    def tables(self) -> list[PublishedTable]:
+        """Return the tables that are published now."""
+        return list(self._tables.values())
+
     def add(self, table: PublishedTable) -> None:
         """Publish a table from now on; idempotent."""
         with self._lock:
@@ -268,6 +272,11 @@ class _SharedReplica:
     def version(self) -> tuple[str, int]:
         with self.changed:
             return self.machine.version
+
+    @property
+    def loading(self) -> tuple[int, int] | None:
+        with self.changed:
+            return self.machine.loading
 
     def view(self) -> RowsView:
         with self.changed:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterable
 
 from dse.core.effects import Send
+from dse.core.figures import Traffic
 from dse.core.messages import Message, decode, encode, frame_of, instance_address
 from dse.core.threads import SerialQueue
 from dse.core.transport import Address, Delivery, Transport
@@ -31,6 +32,7 @@ class Wire:
         dispatch: Callable[[Address, Message], None],
     ) -> None:
         self.transport = transport
+        self.traffic = Traffic()
         self.instance = instance
         self.own_address = instance_address(instance)
         self._own_name = self.own_address.name
@@ -68,6 +70,7 @@ class Wire:
             self.loop_back(address, frame)
         else:
             self.transport.send(address, frame, ttl=ttl)
+            self.traffic.messages_out += 1
 
 
 def _nothing() -> None:

@@ -44,7 +44,7 @@ def test_the_metadata_is_that_of_this_version():
     assert metadata["Name"] == "dse"
     assert re.fullmatch(r"\d+\.\d+\.\d+", metadata["Version"])
     assert metadata["Requires-Python"] == ">=3.11"
-    assert {"redis", "rabbit", "demo", "all", "test"} <= set(metadata.get_all("Provides-Extra"))
+    assert {"redis", "rabbit", "cli", "demo", "all", "test"} <= set(metadata.get_all("Provides-Extra"))
 
 
 def test_types_are_shipped():
