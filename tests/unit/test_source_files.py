@@ -307,7 +307,8 @@ def test_a_file_that_may_not_be_read_says_so() -> None:
                 bus.wait_status("DEGRADED", f"{path}: Permission denied")
                 path.chmod(0o600)
                 path.write_text("name,cpu\na,1\n")
-                bus.wait_rows(("a", 1))
+            bus.wait_status("RUNNING")
+            bus.wait_rows(("a", 1))
 
 
 def test_a_lazy_source_reads_only_for_subscribers(tmp_path: Path, watch: str) -> None:
