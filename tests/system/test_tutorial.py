@@ -1,7 +1,7 @@
-"""The tutorial, word by word: its files are written, its commands typed into terminals, its outputs waited for.
+"""The tutorial, word by word: its files are written, its commands typed, its outputs waited for.
 
-A fenced block is marked behind its language: ``file=NAME`` is a file, a name alone is the terminal in which the lines are
-typed (``sh``) or in which they are to be seen (``text``). What is different here: the brokers' ports, and that the
+A fenced block is marked behind its language: ``file=NAME`` is a file, a name alone is the terminal in which the lines
+are typed (``sh``) or in which they are to be seen (``text``). What is different here: the ports of brokers, and that the
 environment is there already (``setup``).
 """
 
@@ -79,7 +79,9 @@ def free_port() -> int:
 @pytest.mark.timeout(300)
 def test_the_tutorial_does_what_it_says(terminals: Terminals, rabbit_server: Broker) -> None:
     text = TUTORIAL.read_text()
-    text = text.replace("6390", str(free_port())).replace("rabbit://guest:guest@127.0.0.1:5672", rabbit_server.direct_url)
+    text = text.replace("6390", str(free_port())).replace(
+        "rabbit://guest:guest@127.0.0.1:5672", rabbit_server.direct_url
+    )
     before, after = text.split("## 7. Another broker")
     play(before, terminals)
     for name in ("sources", "pager", "policy", "watch", "broker"):

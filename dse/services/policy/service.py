@@ -391,7 +391,10 @@ class Policy(DataService):
         rules = self._rules
         if rules is None:
             return
-        for outcome in rules.settle():
+        outcomes = rules.settle()
+        for rule in rules.rules.values():
+            self._offer(rule)
+        for outcome in outcomes:
             try:
                 self._publish(outcome)
             except DseError as error:  # a row that no table can hold, or a disk that is full
@@ -402,25 +405,31 @@ class Policy(DataService):
             for rule in rules.rules.values()
         )
 
+    def _offer(self, rule: Rule) -> None:
+        """Have the rule's table on the bus as soon as its columns are known; it is pending until its rows are, too."""
+        service = self._policies.get(rule.policy)
+        if service is None or rule.compiled is None:
+            return
+        table = service.published_tables.get(rule.name)
+        if table is not None and table.columns != rule.compiled.columns:
+            service.remove_table(rule.name)
+            table = None
+        if table is None:
+            service.add_table(rule.name, *rule.compiled.columns, pending=True)
+
     def _publish(self, outcome: Outcome) -> None:
         rule = outcome.rule
         service = self._policies.get(rule.policy)
         if service is None or rule.compiled is None:
             return
-        columns = rule.compiled.columns
-        table = service.published_tables.get(rule.name)
-        if table is not None and table.columns != columns:
-            service.remove_table(rule.name)
-            table = None
-        if table is None:
-            service.add_table(rule.name, *columns, rows=rule.rows)
-        elif outcome.first:
+        table = service.published_tables[rule.name]
+        if outcome.first:
             table.replace(rule.rows)
         else:
             table.apply(outcome.added, outcome.removed)
         if rule.action is not None:
             if outcome.first:
-                self._runner_is().begin(rule.key, rule.action, columns, rule.rows)
+                self._runner_is().begin(rule.key, rule.action, rule.compiled.columns, rule.rows)
             else:
                 self._runner_is().differ(rule.key, outcome.added, outcome.removed)
 
