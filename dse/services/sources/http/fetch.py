@@ -165,11 +165,7 @@ class Fetcher:
         """End the request that runs, and let none begin until `begin`."""
         with self._lock:
             self._cut = True
-            if self._line is not None:
-                try:
-                    self._line.shutdown(socket.SHUT_RDWR)
-                except OSError:
-                    pass  # closed by the peer
+            self._shut()
 
     def get(self, url: str, headers: Mapping[str, str], deadline: float) -> Answer:
         """Return the answer, after redirects. deadline: on the monotonic clock. Raises `HttpError`."""
@@ -238,10 +234,17 @@ class Fetcher:
     def _hold(self, line: socket.socket | None) -> None:
         with self._lock:
             old, self._line = self._line, line
-            if line is not None and self._cut:
-                line.shutdown(socket.SHUT_RDWR)
+            if self._cut:
+                self._shut()
         if old is not None:
             old.close()
+
+    def _shut(self) -> None:
+        if self._line is not None:
+            try:
+                self._line.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass  # closed by the peer
 
     def _body(self, response: httpx.Response) -> bytes:
         coding = response.headers.get("content-encoding", "identity").strip().lower()
