@@ -208,6 +208,8 @@ class Fetcher:
                 extensions = {"trace": self._trace}
                 with client.stream("GET", url, headers=sent, extensions=extensions) as response:
                     body = self._body(response) if response.status_code not in _REDIRECT_CODES else b""
+                    if self._cut:  # a body without a length ends where the connection was shut down
+                        raise OSError("interrupted")
                     return self._judged(Answer(url, response.status_code, response.headers, body))
         except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError, zlib.error) as error:
             raise HttpError(f"{place_of(url)}: {self._what(error)}") from None
