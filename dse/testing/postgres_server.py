@@ -19,7 +19,6 @@ __all__ = ["PostgresServer"]
 
 _SETTINGS = (
     "fsync=off",
-    "synchronous_commit=off",
     "full_page_writes=off",
     "max_connections=50",
     "listen_addresses=127.0.0.1",
