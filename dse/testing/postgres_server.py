@@ -19,7 +19,6 @@ __all__ = ["PostgresServer"]
 
 _SETTINGS = (
     "fsync=off",
-    "synchronous_commit=off",
     "full_page_writes=off",
     "max_connections=50",
     "listen_addresses=127.0.0.1",
@@ -40,6 +39,7 @@ class PostgresServer:
         self.password = secrets.token_hex(8)
         self.folder = make_folder("postgres")
         self._hold = PortHold()
+        self._log_start = 0  # where in the log the present start begins
         self.port = self._hold.port
         try:
             self._as_user = _as_user(self.folder)
@@ -65,6 +65,9 @@ class PostgresServer:
 
     def start(self) -> None:
         """Start it again after `stop`."""
+        if self._server.running:
+            return
+        self._log_start = (self.folder / "server.log").stat().st_size
         self._server.start()
 
     def stop(self) -> None:
@@ -114,7 +117,10 @@ class PostgresServer:
         with socket.create_connection(("127.0.0.1", self.port), 1.0) as line:
             line.sendall(bytes.fromhex("0000000804d2162f"))
             answered = line.recv(1) in (b"N", b"S")
-        return answered and "ready to accept connections" in (self.folder / "server.log").read_text(errors="replace")
+        return answered and "ready to accept connections" in self._log()
+
+    def _log(self) -> str:
+        return (self.folder / "server.log").read_bytes()[self._log_start :].decode(errors="replace")
 
     def _processes(self) -> list[int]:
         """Its master and the processes the master made, the master first."""

@@ -357,6 +357,9 @@ def context_of(certificate: trustme.LeafCert) -> ssl.SSLContext:
     return context
 
 
+# CPython's wrap_socket leaves its SSLSocket to the collector when the peer resets the connection before the handshake,
+# as a server that ends may: seen with a socket that is reset by hand, without httpx or DSE.
+@pytest.mark.filterwarnings("ignore:Exception ignored in. <ssl.SSLSocket:pytest.PytestUnraisableExceptionWarning")
 def test_tls_is_checked_and_a_client_certificate_shown(tmp_path: Path) -> None:
     ours, theirs = trustme.CA(), trustme.CA()
     ca_file, client_file = tmp_path / "ca.pem", tmp_path / "client.pem"

@@ -165,11 +165,7 @@ class Fetcher:
         """End the request that runs, and let none begin until `begin`."""
         with self._lock:
             self._cut = True
-            if self._line is not None:
-                try:
-                    self._line.shutdown(socket.SHUT_RDWR)
-                except OSError:
-                    pass  # closed by the peer
+            self._shut()
 
     def get(self, url: str, headers: Mapping[str, str], deadline: float) -> Answer:
         """Return the answer, after redirects. deadline: on the monotonic clock. Raises `HttpError`."""
@@ -212,6 +208,8 @@ class Fetcher:
                 extensions = {"trace": self._trace}
                 with client.stream("GET", url, headers=sent, extensions=extensions) as response:
                     body = self._body(response) if response.status_code not in _REDIRECT_CODES else b""
+                    if self._cut:  # a body without a length ends where the connection was shut down
+                        raise OSError("interrupted")
                     return self._judged(Answer(url, response.status_code, response.headers, body))
         except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError, zlib.error) as error:
             raise HttpError(f"{place_of(url)}: {self._what(error)}") from None
@@ -238,10 +236,17 @@ class Fetcher:
     def _hold(self, line: socket.socket | None) -> None:
         with self._lock:
             old, self._line = self._line, line
-            if line is not None and self._cut:
-                line.shutdown(socket.SHUT_RDWR)
+            if self._cut:
+                self._shut()
         if old is not None:
             old.close()
+
+    def _shut(self) -> None:
+        if self._line is not None:
+            try:
+                self._line.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass  # closed by the peer
 
     def _body(self, response: httpx.Response) -> bytes:
         coding = response.headers.get("content-encoding", "identity").strip().lower()
