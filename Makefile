@@ -32,7 +32,7 @@ test: $(VENV)/.dev brokers ## the whole suite, every driver; installs Redis and 
 	$(PYTEST) $(ARGS)
 
 test-fake: $(VENV)/.dev ## what needs no broker
-	$(PYTEST) -m "not redis and not rabbit" $(ARGS)
+	$(PYTEST) -m "not redis and not rabbit and not postgres" $(ARGS)
 
 faults: $(VENV)/.dev brokers ## faults on real brokers at full length, some 7 minutes; the counts go into docs/faults.md
 	@mkdir -p build && rm -f build/faults.jsonl

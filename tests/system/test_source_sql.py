@@ -26,7 +26,7 @@ TABLE = SqlTable(
     query="SELECT id, name FROM machines", columns={"id": "int", "name": "str"}, interval=0.05, timeout=10.0
 )
 
-pytestmark = pytest.mark.xdist_group("postgres")
+pytestmark = [pytest.mark.postgres, pytest.mark.xdist_group("postgres")]
 
 
 def table(**changes: Any) -> SqlTable:

@@ -1,8 +1,8 @@
 """The tutorial, word by word: its files are written, its commands typed, its outputs waited for.
 
 A fenced block is marked behind its language: ``file=NAME`` is a file, a name alone is the terminal in which the lines
-are typed (``sh``) or in which they are to be seen (``text``). What is different here: the ports of brokers, and that the
-environment is there already (``setup``).
+are typed (``sh``) or in which they are to be seen (``text``). What is different here: the ports of brokers, and that
+the environment is there already (``setup``).
 """
 
 from __future__ import annotations
@@ -90,9 +90,10 @@ def test_the_tutorial_does_what_it_says(terminals: Terminals, rabbit_server: Bro
 
 
 def play(text: str, terminals: Terminals) -> None:
-    """Do what the blocks say."""
+    """Do what the blocks say, as somebody who waits for an answer before going to the next terminal."""
     blocks = _BLOCK.findall(text)
     assert blocks
+    answering = False  # whether the shell, where nothing runs on, may still be at work
     for language, mark, body in blocks:
         if mark.startswith("file="):
             (terminals.folder / mark.removeprefix("file=")).write_text(body)
@@ -101,5 +102,8 @@ def play(text: str, terminals: Terminals) -> None:
                 terminals[mark].expect_exact(line)
         elif mark != "setup":
             assert language == "sh"
+            if answering and mark != "shell":
+                terminals.settle("shell")
+            answering = mark == "shell"
             for line in body.splitlines():
                 terminals[mark].sendline(line)
