@@ -230,5 +230,6 @@ def test_text_that_is_no_toml_does_no_harm(text: str) -> None:
 
 
 def test_nesting_beyond_the_stack_does_no_harm() -> None:
+    find_lines("a = [}")
     find_lines("a = " + "[" * 100_000)
     find_lines("a = " + "{a=" * 100_000)
