@@ -624,7 +624,7 @@ _NAMES = st.sampled_from(
 )
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.dictionaries(_NAMES, _VALUES, max_size=8), st.sampled_from(["", '[services.t]\nplugin = "sheets"\n']))
 def test_whatever_a_file_says_it_is_read_or_refused_in_words(tmp_path: Path, pairs: dict[str, str], more: str) -> None:
     path = tmp_path / "run.toml"

@@ -130,7 +130,10 @@ class _Scanner:
         elif first == "{":
             self._inline_table(path)
         else:
+            before = self._at
             self._skip(_SCALAR)
+            if self._at == before:
+                raise _Lost  # no value: a list would go on for ever
 
     def _list(self, path: Key) -> None:
         self._at += 1
