@@ -380,6 +380,19 @@ class TestLogs:
         after = (threading.excepthook, warnings.showwarning, logging.getLogger().level, logging.raiseExceptions)
         assert after == before
 
+    def test_libraries_of_our_services_do_not_tell_each_event_unless_asked(self, redact: Redactor) -> None:
+        out = StringIO()
+        logs = Logs(redact, out)
+        try:
+            for level in ("info", "debug", "info"):
+                logs.apply(LogOptions(level=level, format="text"))
+                logging.getLogger("watchfiles.main").info("a change at %s", level)
+                logging.getLogger("httpx").warning("a warning at %s", level)
+        finally:
+            logs.close()
+        said = [line.rpartition(": ")[2] for line in out.getvalue().splitlines()]
+        assert said == ["a warning at info", "a change at debug", "a warning at debug", "a warning at info"]
+
     def test_a_stream_that_is_gone_is_no_error(self, redact: Redactor) -> None:
         reader, writer = os.pipe()
         os.close(reader)

@@ -18,6 +18,7 @@ __all__ = ["JsonFormatter", "Logs", "TextFormatter"]
 
 _log = logging.getLogger("dse.run")
 
+_CHATTY = ("watchfiles", "httpx", "httpcore")
 _LONGEST = 20_000  # characters of a message, or of one line of a traceback
 
 
@@ -68,6 +69,9 @@ class Logs:
     def apply(self, options: LogOptions) -> None:
         """Log in this way from now on."""
         formatter = JsonFormatter if options.format == "json" else TextFormatter
+        self._handler.removeFilter(_without_chatter)
+        if options.level != "debug":
+            self._handler.addFilter(_without_chatter)
         self._handler.setFormatter(formatter(self._redact))
         root = logging.getLogger()
         if self._before is None:
@@ -87,6 +91,11 @@ class Logs:
             level, threading.excepthook, logging.raiseExceptions = self._before
             root.setLevel(level)
             self._before = None
+
+
+def _without_chatter(record: logging.LogRecord) -> bool:
+    """Leave out what the libraries of our own services say at INFO about each request or event."""
+    return record.levelno >= logging.WARNING or record.name.partition(".")[0] not in _CHATTY
 
 
 def _log_uncaught(args: threading.ExceptHookArgs) -> None:
