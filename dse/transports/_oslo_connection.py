@@ -1,0 +1,346 @@
+"""One AMQP connection of oslo.messaging's RabbitMQ driver, without the retrying, the threads and the log lines.
+
+Rules:
+
+1. Nothing is tried again: an error goes to the caller, and the session that the connection belongs to is lost.
+2. A consuming connection is used by one thread only. A publishing one is used with ``_connection_lock`` held: by who has
+   it from the pool, or by the thread that keeps it alive while nobody has.
+3. A wait that the peer does not end is ended from outside: `kill` makes it fail, from any thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import threading
+import time
+import types
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import amqp
+import kombu.exceptions
+from kombu.transport import pyamqp
+
+from dse.errors import TransportUnavailable
+from dse.transports._oslo_library import common, impl_rabbit, oslo_messaging
+
+if TYPE_CHECKING:
+    from dse.transports._oslo_rabbit import RabbitSession
+
+__all__ = ["CONNECTION_ERRORS", "Blocked", "Cancelled", "MessagingConnection", "Queue", "Unroutable"]
+
+CONNECTION_ERRORS = (OSError, amqp.AMQPError, kombu.exceptions.KombuError)
+
+
+class Cancelled(ConnectionError):
+    """The session was closed while somebody waited."""
+
+
+class Blocked(TransportUnavailable):
+    """The broker is short of memory or disk space and takes no messages; the connection itself is sound."""
+
+    def __init__(self) -> None:
+        super().__init__("the broker takes no messages now, for want of memory or disk space")
+
+
+class Unroutable(Exception):
+    """A message found no queue."""
+
+
+class _Amqp(pyamqp.Connection):
+    """py-amqp's connection, which its owner knows before it is connected."""
+
+    def __init__(self, *args: Any, owner: MessagingConnection, **kwargs: Any) -> None:
+        owner.amqp = self
+        super().__init__(*args, **kwargs)
+
+
+class _KombuTransport(pyamqp.Transport):
+    Connection = _Amqp
+
+
+class Queue(impl_rabbit.Consumer):  # type: ignore[misc]
+    """A queue that is consumed without acknowledgements; `callback` gets each message's body."""
+
+    tag = ""
+
+    def start(self, connection: Any) -> None:
+        """Declare, bind and consume the queue, on the connection's channel."""
+        self.declare(connection)
+        self.queue.no_ack = True
+        self.tag = str(next(connection._tags))
+        self.queue.consume(callback=self._callback, consumer_tag=self.tag)
+
+    def stop(self) -> None:
+        """Consume it no more; returns when all that was received before is handed to the callback."""
+        self.queue.cancel(self.tag)
+
+    def bind(self, key: str, *, nowait: bool = False) -> None:
+        self.queue.bind_to(self.exchange, key, nowait=nowait)
+
+    def unbind(self, key: str) -> None:
+        self.queue.unbind_from(self.exchange, key)
+
+    def _callback(self, message: Any) -> None:
+        payload = self.queue.channel.message_to_python(message).body
+        self.callback(payload if isinstance(payload, bytes) else bytes(str(payload), "utf-8", "replace"))
+
+
+class MessagingConnection(impl_rabbit.Connection):  # type: ignore[misc]
+    """See the rules above. session: what it belongs to; the other arguments are those of oslo.messaging's pool."""
+
+    def __init__(self, conf: Any, url: Any, purpose: str, retry: int | None = None, *, session: RabbitSession) -> None:
+        self.amqp: Any = None
+        self._session = session
+        self._returned = False
+        self._stale = False  # a confirmation may still come that nobody waits for
+        self._busy_since = time.monotonic()  # 0: nobody waits for the broker
+        self._heard_at = self._busy_since
+        self._heard = -1
+        self._beat_at = 0.0
+        self._ready = select.poll()
+        self.mandatory = oslo_messaging.TransportOptions(at_least_once=True)
+        session.adopt(self)
+        try:
+            super().__init__(conf, url, purpose, retry)
+        except BaseException:
+            self.kill()
+            session.drop(self)
+            raise
+        if purpose == common.PURPOSE_SEND:
+            self._connection_lock = threading.Lock()
+        self._busy_since = 0.0
+
+    @property
+    def name(self) -> str:
+        """What an operator sees in the broker's list of connections."""
+        return self._session.name
+
+    @name.setter
+    def name(self, _: str) -> None: ...
+
+    # What oslo.messaging calls
+
+    def _transform_transport_url(
+        self,
+        url: Any,
+        host: Any,
+        default_username: str = "guest",
+        default_password: str = "guest",
+        default_hostname: str = "localhost",
+    ) -> str:
+        """Return kombu's URL; oslo.messaging's own method takes no ``/`` in a password and no ``%`` in a vhost."""
+        user, password = host.username, host.password
+        if user is None:
+            user, password = default_username, default_password
+        name = host.hostname or default_hostname
+        where = f"[{name}]" if ":" in name else name
+        login = f"{quote(user, safe='')}:{quote(password or '', safe='')}"
+        return f"amqp://{login}@{where}:{host.port or 5672}/{quote(url.virtual_host or '/', safe='')}"
+
+    def ensure_connection(self) -> None:
+        self._set_current_channel(None)
+        timeout = self._session.connect_timeout
+        deadline = time.monotonic() + timeout
+        hosts = len(self.connection.alt) or 1
+        failures: list[tuple[str, BaseException]] = []
+        for tried in range(hosts):
+            share = (deadline - time.monotonic()) / (hosts - tried)
+            try:
+                self._connect(max(0.05, share))
+                return
+            except Exception as error:
+                self.kill()
+                if self._session.ended:
+                    raise Cancelled("the session was closed") from None
+                failures.append((f"{self.connection.hostname}:{self.connection.port}", error))
+                self.connection.maybe_switch_next()
+        raise self._session.unavailable(failures, timeout / hosts)
+
+    def _connect(self, timeout: float) -> None:
+        connection = self.connection
+        connection.connect_timeout = timeout
+        connection._transport = None
+        connection.transport_cls = _KombuTransport
+        connection.transport_options["owner"] = self
+        connection.ensure_connection(max_retries=0, reraise_as_library_errors=False)
+        self.sock.settimeout(timeout)
+        self._set_current_channel(connection.channel())
+        self.set_transport_socket_timeout()
+        self._ready = select.poll()
+        self._ready.register(self.sock, select.POLLIN)
+        self._heard_at = time.monotonic()
+
+    def ensure(
+        self,
+        method: Callable[[], Any],
+        retry: int | None = None,
+        recoverable_error_callback: Any = None,
+        error_callback: Any = None,
+        timeout_is_error: bool = True,
+    ) -> None:
+        """Publish; raises `Unroutable` when the message came back."""
+        self._busy_since = time.monotonic()
+        self._returned = False
+        try:
+            if self._stale:
+                self.kill()
+                self._stale = False
+                self.ensure_connection()
+            method()
+        except (AttributeError, ValueError) as error:  # what py-amqp raises when its socket is taken away
+            if self.connected:
+                raise
+            raise ConnectionResetError("the connection is lost") from error
+        finally:
+            self._busy_since = 0.0
+        if self._returned:
+            raise Unroutable
+
+    def on_return(self, *_: Any) -> None:
+        # Not raised here, as oslo.messaging does: the confirmation that follows would be taken for the next message's.
+        self._returned = True
+
+    def _on_connection_blocked(self, _reason: str) -> None:
+        self._session.blocked.add(self)
+        if self._busy_since:
+            self._stale = True
+            raise Blocked
+
+    def _on_connection_unblocked(self) -> None:
+        self._session.blocked.discard(self)
+
+    def _heartbeat_start(self) -> None:
+        self._heartbeat_thread = None  # the session's receiving thread does it for all
+
+    def close(self) -> None:
+        self._session.drop(self)
+        super().close()
+
+    # What a session needs besides
+
+    def queue(
+        self, exchange: str, name: str, callback: Callable[[bytes], None], *, key: str, transient: bool = False
+    ) -> Queue:
+        """Return a queue on the topic exchange; a transient one is this connection's alone."""
+        quorum = self.rabbit_transient_quorum_queue if transient else self.rabbit_quorum_queue
+        return Queue(
+            exchange_name=exchange,
+            queue_name=name,
+            routing_key=key,
+            type="topic",
+            durable=self.rabbit_transient_quorum_queue if transient else self.durable,
+            exchange_auto_delete=self.amqp_auto_delete,
+            queue_auto_delete=transient or self.amqp_auto_delete,
+            callback=callback,
+            rabbit_ha_queues=self.rabbit_ha_queues,
+            rabbit_queue_ttl=self.rabbit_transient_queues_ttl if transient else 0,
+            enable_cancel_on_failover=self.enable_cancel_on_failover,
+            rabbit_quorum_queue=quorum,
+            rabbit_quorum_queue_config=self.rabbit_quorum_queue_config,
+        )
+
+    def fanout_queue(self, topic: str, name: str, callback: Callable[[bytes], None]) -> Queue:
+        """Return a queue of this connection's own on the fanout exchange of a topic."""
+        queue = self.queue(f"{topic}_fanout", name, callback, key=topic, transient=True)
+        queue.type = "fanout"
+        queue.exchange.type = "fanout"
+        queue.exchange.durable = self.rabbit_transient_quorum_queue
+        queue.exchange.auto_delete = True
+        return queue
+
+    def beside(self, channel: Any) -> Any:
+        """Return what a queue takes for this connection, with another channel."""
+        return types.SimpleNamespace(
+            channel=channel, connection=self.connection, connection_id=self.connection_id, _tags=self._tags
+        )
+
+    @property
+    def sock(self) -> Any:
+        """The socket, None while there is none."""
+        return getattr(getattr(self.amqp, "_transport", None), "sock", None)
+
+    @property
+    def connected(self) -> bool:
+        return self.sock is not None and bool(self.amqp._transport.connected)
+
+    @property
+    def pending(self) -> bool:
+        """Whether something has been read off the socket by the TLS layer, where poll does not see it."""
+        pending = getattr(self.sock, "pending", None)
+        return bool(pending and pending())
+
+    @property
+    def readable(self) -> bool:
+        """Whether there is something to read."""
+        return self.pending or bool(self._ready.poll(0))
+
+    def read(self, timeout: float) -> None:
+        """Read one AMQP frame and do what it is for; it has begun to arrive."""
+        try:
+            self.amqp.blocking_read(timeout)
+        except TimeoutError:
+            raise TimeoutError(f"the broker was silent for {timeout:g} s amid a message") from None
+        except AttributeError as error:
+            raise ConnectionResetError("the connection is lost") from error
+
+    def beat(self, now: float, every: float, silence: float | None) -> None:
+        """Send a heartbeat when it is time; raise `TimeoutError` when the broker's own have not come."""
+        heard = self.amqp.bytes_recv
+        if heard != self._heard or silence is None:
+            self._heard, self._heard_at = heard, now
+        elif now - self._heard_at > silence and not self.readable:
+            raise TimeoutError(f"the broker was silent for {silence:g} s")
+        if now >= self._beat_at:
+            self._beat_at = now + every
+            writable = select.poll()
+            writable.register(self.sock, select.POLLOUT)
+            if writable.poll(0):
+                self.amqp.send_heartbeat()
+
+    def look_after(self, now: float, every: float, silence: float) -> None:
+        """Keep a publishing connection alive while it is idle; end a wait that the broker does not."""
+        since = self._busy_since
+        if since:
+            if now - since > silence:
+                self.kill()
+            return
+        if not self._connection_lock.acquire(blocking=False):
+            return
+        try:
+            if self.connected:
+                while self.readable:
+                    self.read(silence)
+                self.beat(now, every, silence)
+        finally:
+            self._connection_lock.release()
+
+    def take_leave(self, timeout: float) -> None:
+        """Log out; cut the connection when that takes longer."""
+        lock = self._connection_lock
+        if isinstance(lock, type(threading.Lock())) and not lock.acquire(timeout=timeout):
+            self.kill()
+            return
+        try:
+            self.sock.settimeout(timeout)
+            self.close()
+        except Exception:  # gone already, or not in time: the broker notices
+            self.kill()
+
+    def kill(self) -> None:
+        """Cut the connection, from any thread: who waits for it gets an error."""
+        sock = self.sock
+        if sock is not None:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+    def abandon(self) -> None:
+        """In a forked child: close the inherited descriptor without a byte on the wire."""
+        sock = self.sock
+        if sock is not None:
+            with contextlib.suppress(OSError):
+                os.close(sock.detach())
