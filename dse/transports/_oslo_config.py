@@ -56,8 +56,8 @@ def oslo_url(conf: Any, url: str | None = None) -> TransportUrl:
     """Return the URL of the bus that an application's own `oslo_config.cfg.ConfigOpts` describes, for `Node`.
 
     conf: is read when a transport is made of the URL, and not changed; what oslo.messaging would read there holds:
-    ``transport_url`` and the group ``[oslo_messaging_rabbit]``. url: instead of its ``transport_url``, as oslo.messaging
-    or DSE writes it. Raises `InvalidUrl`, and `ConfigError` when this is no configuration.
+    ``transport_url`` and the group ``[oslo_messaging_rabbit]``. url: instead of its ``transport_url``, as
+    oslo.messaging or DSE writes it. Raises `InvalidUrl`, and `ConfigError` when this is no configuration.
     """
     if not isinstance(conf, cfg.ConfigOpts):
         raise ConfigError(f"oslo_url takes an oslo_config.cfg.ConfigOpts, not {type(conf).__name__}")

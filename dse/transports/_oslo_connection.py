@@ -1,11 +1,11 @@
-"""One AMQP connection of oslo.messaging's RabbitMQ driver, without the retrying, the threads and the log lines.
+"""One AMQP connection of oslo.messaging's RabbitMQ driver, without its retrying, waiting, threads and log lines.
 
 Rules:
 
 1. Nothing is tried again: an error goes to the caller, and the session that the connection belongs to is lost.
-2. A consuming connection is used by one thread only. A publishing one is used with ``_connection_lock`` held: by who has
-   it from the pool, or by the thread that keeps it alive while nobody has.
+2. The consuming connection is used by one thread only, the publishing one with ``_connection_lock`` held.
 3. A wait that the peer does not end is ended from outside: `kill` makes it fail, from any thread.
+4. Publishing waits for no confirmation: what finds no queue comes back when it comes back, and goes to `returned`.
 """
 
 from __future__ import annotations
@@ -25,30 +25,18 @@ import amqp
 import kombu.exceptions
 from kombu.transport import pyamqp
 
-from dse.errors import TransportUnavailable
 from dse.transports._oslo_library import common, impl_rabbit, oslo_messaging
 
 if TYPE_CHECKING:
     from dse.transports._oslo_rabbit import RabbitSession
 
-__all__ = ["CONNECTION_ERRORS", "Blocked", "Cancelled", "MessagingConnection", "Queue", "Unroutable"]
+__all__ = ["CONNECTION_ERRORS", "Cancelled", "MessagingConnection", "Queue"]
 
 CONNECTION_ERRORS = (OSError, amqp.AMQPError, kombu.exceptions.KombuError)
 
 
 class Cancelled(ConnectionError):
     """The session was closed while somebody waited."""
-
-
-class Blocked(TransportUnavailable):
-    """The broker is short of memory or disk space and takes no messages; the connection itself is sound."""
-
-    def __init__(self) -> None:
-        super().__init__("the broker takes no messages now, for want of memory or disk space")
-
-
-class Unroutable(Exception):
-    """A message found no queue."""
 
 
 class _Amqp(pyamqp.Connection):
@@ -86,8 +74,12 @@ class Queue(impl_rabbit.Consumer):  # type: ignore[misc]
         self.queue.unbind_from(self.exchange, key)
 
     def _callback(self, message: Any) -> None:
-        payload = self.queue.channel.message_to_python(message).body
-        self.callback(payload if isinstance(payload, bytes) else bytes(str(payload), "utf-8", "replace"))
+        self.callback(_body(self.queue.channel.message_to_python(message)))
+
+
+def _body(message: Any) -> bytes:
+    body = message.body
+    return body if isinstance(body, bytes) else str(body).encode(errors="replace")
 
 
 class MessagingConnection(impl_rabbit.Connection):  # type: ignore[misc]
@@ -96,8 +88,6 @@ class MessagingConnection(impl_rabbit.Connection):  # type: ignore[misc]
     def __init__(self, conf: Any, url: Any, purpose: str, retry: int | None = None, *, session: RabbitSession) -> None:
         self.amqp: Any = None
         self._session = session
-        self._returned = False
-        self._stale = False  # a confirmation may still come that nobody waits for
         self._busy_since = time.monotonic()  # 0: nobody waits for the broker
         self._heard_at = self._busy_since
         self._heard = -1
@@ -108,7 +98,7 @@ class MessagingConnection(impl_rabbit.Connection):  # type: ignore[misc]
         try:
             super().__init__(conf, url, purpose, retry)
         except BaseException:
-            self.kill()
+            self.shut()
             session.drop(self)
             raise
         if purpose == common.PURPOSE_SEND:
@@ -154,7 +144,7 @@ class MessagingConnection(impl_rabbit.Connection):  # type: ignore[misc]
                 self._connect(max(0.05, share))
                 return
             except Exception as error:
-                self.kill()
+                self.shut()
                 if self._session.ended:
                     raise Cancelled("the session was closed") from None
                 failures.append((f"{self.connection.hostname}:{self.connection.port}", error))
@@ -166,7 +156,7 @@ class MessagingConnection(impl_rabbit.Connection):  # type: ignore[misc]
         connection.connect_timeout = timeout
         connection._transport = None
         connection.transport_cls = _KombuTransport
-        connection.transport_options["owner"] = self
+        connection.transport_options |= {"owner": self, "confirm_publish": False}
         connection.ensure_connection(max_retries=0, reraise_as_library_errors=False)
         self.sock.settimeout(timeout)
         self._set_current_channel(connection.channel())
@@ -183,14 +173,9 @@ class MessagingConnection(impl_rabbit.Connection):  # type: ignore[misc]
         error_callback: Any = None,
         timeout_is_error: bool = True,
     ) -> None:
-        """Publish; raises `Unroutable` when the message came back."""
+        """Publish, once."""
         self._busy_since = time.monotonic()
-        self._returned = False
         try:
-            if self._stale:
-                self.kill()
-                self._stale = False
-                self.ensure_connection()
             method()
         except (AttributeError, ValueError) as error:  # what py-amqp raises when its socket is taken away
             if self.connected:
@@ -198,28 +183,18 @@ class MessagingConnection(impl_rabbit.Connection):  # type: ignore[misc]
             raise ConnectionResetError("the connection is lost") from error
         finally:
             self._busy_since = 0.0
-        if self._returned:
-            raise Unroutable
 
-    def on_return(self, *_: Any) -> None:
-        # Not raised here, as oslo.messaging does: the confirmation that follows would be taken for the next message's.
-        self._returned = True
+    def on_return(self, _error: Any, _exchange: str, _key: str, message: Any) -> None:
+        self._session.returned(_body(message))
 
     def _on_connection_blocked(self, _reason: str) -> None:
-        self._session.blocked.add(self)
-        if self._busy_since:
-            self._stale = True
-            raise Blocked
+        self._session.blocked = True
 
     def _on_connection_unblocked(self) -> None:
-        self._session.blocked.discard(self)
+        self._session.blocked = False
 
     def _heartbeat_start(self) -> None:
         self._heartbeat_thread = None  # the session's receiving thread does it for all
-
-    def close(self) -> None:
-        self._session.drop(self)
-        super().close()
 
     # What a session needs besides
 
@@ -263,6 +238,11 @@ class MessagingConnection(impl_rabbit.Connection):  # type: ignore[misc]
     def sock(self) -> Any:
         """The socket, None while there is none."""
         return getattr(getattr(self.amqp, "_transport", None), "sock", None)
+
+    @property
+    def busy(self) -> bool:
+        """Whether somebody publishes."""
+        return self._busy_since > 0.0
 
     @property
     def connected(self) -> bool:
@@ -320,16 +300,13 @@ class MessagingConnection(impl_rabbit.Connection):  # type: ignore[misc]
             self._connection_lock.release()
 
     def take_leave(self, timeout: float) -> None:
-        """Log out; cut the connection when that takes longer."""
-        lock = self._connection_lock
-        if isinstance(lock, type(threading.Lock())) and not lock.acquire(timeout=timeout):
-            self.kill()
+        """Log out of AMQP, if that takes no longer; `shut` is still to be called."""
+        lock = self._connection_lock if self.purpose == common.PURPOSE_SEND else contextlib.nullcontext()
+        if self._busy_since or not self.connected:
             return
-        try:
+        with lock, contextlib.suppress(Exception):  # gone already, or not in time: the broker notices
             self.sock.settimeout(timeout)
-            self.close()
-        except Exception:  # gone already, or not in time: the broker notices
-            self.kill()
+            self.amqp.close()
 
     def kill(self) -> None:
         """Cut the connection, from any thread: who waits for it gets an error."""
@@ -337,6 +314,13 @@ class MessagingConnection(impl_rabbit.Connection):  # type: ignore[misc]
         if sock is not None:
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
+
+    def shut(self) -> None:
+        """Close the socket; who still uses it gets an error."""
+        self.kill()
+        sock = self.sock
+        if sock is not None:
+            sock.close()
 
     def abandon(self) -> None:
         """In a forked child: close the inherited descriptor without a byte on the wire."""

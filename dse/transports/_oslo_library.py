@@ -1,7 +1,8 @@
 """oslo.messaging and oslo.config, imported without a word.
 
-Importing oslo.messaging imports oslo.service, and that eventlet, which warns that it is deprecated; nothing of either is
-used here, and nothing is monkey-patched.
+Importing oslo.messaging imports oslo.service, and that eventlet, which warns that it is deprecated. Nothing of either
+is used here, and nothing is monkey-patched. The import also defines, but does not set, some options on the global
+configuration (`oslo_messaging_metrics`, `oslo_messaging_tracing`, `oslo_concurrency`), as it does in any program.
 """
 
 from __future__ import annotations

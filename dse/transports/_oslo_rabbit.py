@@ -1,18 +1,19 @@
 """oslo.messaging's RabbitMQ driver, under the transport SPI.
 
 oslo.messaging configures, connects, declares and publishes; retrying, waiting and threads are its caller's here. As it
-comes, it retries for ever with the caller blocked, logs errors on the way, and has a thread a connection for heartbeats.
+comes, it retries for ever with the caller blocked, logs errors on the way, and has a thread for each connection's
+heartbeats.
 
 - DIRECT: one queue a session, bound to the topic exchange once an address, as ``<topic>.<server>``.
 - ANYCAST: the queue of the topic, shared by all who consume it. Each is consumed on a channel of its own, for a broker
   that refuses closes the channel and with it its consumers.
 - FANOUT: one queue a session on the bus's fanout exchange; what is for nobody here is dropped on arrival.
 
-Consumers acknowledge nothing, so nothing is ever delivered again. Publishing waits for the broker's confirmation, and so
-learns at once whether a DIRECT or ANYCAST message reached a queue.
+Consumers acknowledge nothing, so nothing is ever delivered again. DIRECT and ANYCAST are published *mandatory*: the
+broker returns what reaches no queue.
 
-Threads: one receives on the one consuming connection, asks for what its session needs there, and keeps all connections
-alive; one hands on. Who publishes does so on its own thread, on a connection from oslo.messaging's pool.
+Threads: one receives on both connections, asks for what its session needs on the consuming one, and keeps both alive;
+one hands on. Who publishes does so on its own thread.
 """
 
 from __future__ import annotations
@@ -38,13 +39,11 @@ from dse.errors import TransportUnavailable
 from dse.transports._amqp_words import explain
 from dse.transports._oslo_connection import (
     CONNECTION_ERRORS,
-    Blocked,
     Cancelled,
     MessagingConnection,
     Queue,
-    Unroutable,
 )
-from dse.transports._oslo_library import common
+from dse.transports._oslo_library import common, oslo_messaging
 from dse.transports._oslo_wire import Dispatcher, Places, pack, unpack
 
 if TYPE_CHECKING:
@@ -56,9 +55,15 @@ _log = logging.getLogger("dse.transport")
 
 _READ_AT_ONCE = 500  # AMQP frames received before other things get their turn
 _MOST_CHANNELS = 1000  # RabbitMQ's default limit is 2047 a connection
+_ROUTES = 4096  # addresses remembered that were sent to
 _ATTEMPTS = 100  # at a shared queue whose last consumer leaves again and again as it is declared
+_SOON = 0.002  # seconds
 _GOODBYE = 1.0  # seconds a broker gets to answer a logout
 _FLUSH = 1.0  # seconds that unlisten waits for handlers
+
+
+class Blocked(TransportUnavailable):
+    """The broker is short of memory or disk space and takes no messages; the connection itself is sound."""
 
 
 class RabbitSession(Session):
@@ -73,7 +78,7 @@ class RabbitSession(Session):
         self.silence = max(1.0, transport.heartbeat)
         self.connect_timeout = transport.connect_timeout
         self.ended = False
-        self.blocked: set[MessagingConnection] = set()
+        self.blocked = False
         self._messaging = transport.messaging()
         self._driver: Any = self._messaging._driver
         self._dispatcher = Dispatcher(transport)
@@ -86,15 +91,16 @@ class RabbitSession(Session):
         self._cause: BaseException | None = None  # what the session was lost for
         self._thread: threading.Thread | None = None
         self._beat_every = max(1, int(transport.heartbeat)) / 2
-        pool = self._driver._connection_pool
-        pool.connection_cls = functools.partial(MessagingConnection, session=self)
-        self._slots = threading.BoundedSemaphore(pool._max_size)  # or the pool would wait without end for a free one
+        self._driver._connection_pool.connection_cls = functools.partial(MessagingConnection, session=self)
+        self._mandatory = oslo_messaging.TransportOptions(at_least_once=True)
+        self._publishing: MessagingConnection
         # The receiving thread's own.
-        self._context: Any = None
+        self._contexts: list[Any] = []  # oslo.messaging closes a connection with its last user
         self._consuming: MessagingConnection
         self._queue: Queue
         self._shared: dict[str, tuple[Any, Queue]] = {}  # of ANYCAST, by name: channel and queue
         self._addresses: dict[str, Address] = {}  # listened on, by name
+        self._sent_to: dict[str, Address] = {}  # by name; changed with the lock
         self._poll = select.poll()
 
     # Connecting
@@ -119,12 +125,15 @@ class RabbitSession(Session):
         return TransportUnavailable(f"{url} cannot be reached: {said}", url=str(url), cause=failures[-1][1])
 
     def _connect(self) -> None:
-        self._context = self._driver._get_connection(common.PURPOSE_LISTEN)  # closes the connection with its last user
-        self._consuming = connection = self._context.connection
+        for purpose in (common.PURPOSE_LISTEN, common.PURPOSE_SEND):
+            self._contexts.append(self._driver._get_connection(purpose))
+        self._consuming, self._publishing = (context.connection for context in self._contexts)
+        connection = self._consuming
         self._poll.register(self._wake, select.POLLIN)
-        self._poll.register(connection.sock, select.POLLIN)
+        for each in (self._consuming, self._publishing):
+            self._poll.register(each.sock, select.POLLIN)
         own = uuid.uuid4().hex
-        # Bound to a name of its own: as long as the session lives, so does the exchange, which goes with its last queue.
+        # Bound to a name of its own: while the session lives so does the exchange, which goes with its last queue.
         self._queue = connection.queue(
             self.places.exchange,
             f"{self.places.prefix}node:{own}",
@@ -135,8 +144,6 @@ class RabbitSession(Session):
         fanout = connection.fanout_queue(self.places.fanout, f"{self.places.fanout}_fanout_{own}", self._received)
         for queue in (self._queue, fanout):
             self._insist(functools.partial(queue.start, connection))
-        with self._driver._get_connection(common.PURPOSE_SEND):
-            pass  # now in the pool: the first to send need not wait, and a broker that wants no more says so early
 
     def _insist(self, do: Callable[[], None]) -> None:
         """Declare something; between two steps of that, an exchange or queue may go with the last who leaves it."""
@@ -159,7 +166,6 @@ class RabbitSession(Session):
         """A connection is closed."""
         with self._lock:
             self._connections.discard(connection)
-        self.blocked.discard(connection)
 
     # Listening: asked for by any thread, done by the receiving one
 
@@ -233,23 +239,30 @@ class RabbitSession(Session):
         if self.ended or self._cause is not None:
             raise self._cause or Cancelled("the session was closed")
         if self.blocked:
-            raise Blocked
+            raise Blocked("the broker takes no messages now, for want of memory or disk space")
         place = self.places.of(address)
         body = pack(place.name, data)
-        if not self._slots.acquire(timeout=self._transport.heartbeat):
-            raise TimeoutError(f"none of the connections was free for {self._transport.heartbeat:g} s")
-        try:
-            with self._driver._get_connection(common.PURPOSE_SEND) as context:
-                connection: MessagingConnection = context.connection
-                if address.delivery is Delivery.FANOUT:
-                    connection.fanout_send(place.topic, body)
-                else:
-                    key = f"{place.topic}.{place.server}" if place.server else place.topic
-                    connection.topic_send(self.places.exchange, key, body, transport_options=connection.mandatory)
-        except Unroutable:
+        if address.delivery is Delivery.FANOUT:
+            self._publishing.fanout_send(place.topic, body)
+            return
+        self._remember(place.name, address)
+        key = f"{place.topic}.{place.server}" if place.server else place.topic
+        self._publishing.topic_send(self.places.exchange, key, body, transport_options=self._mandatory)
+
+    def _remember(self, name: str, address: Address) -> None:
+        """Know the address when a message to it comes back."""
+        if name not in self._sent_to:
+            with self._lock:
+                if len(self._sent_to) >= _ROUTES:
+                    del self._sent_to[next(iter(self._sent_to))]
+                self._sent_to[name] = address
+
+    def returned(self, message: bytes) -> None:
+        """A message found no queue; called by the thread that reads it, a sender's too."""
+        name, data = unpack(message)
+        address = self._sent_to.get(name)
+        if address is not None:
             self._dispatcher.put(address, data, returned=True)
-        finally:
-            self._slots.release()
 
     # Receiving
 
@@ -274,9 +287,12 @@ class RabbitSession(Session):
         connection = self._consuming
         full = self._dispatcher.full
         self._poll.modify(connection.sock, 0 if full else select.POLLIN)
-        timeout = 0.0 if connection.pending else self._beat_every / 2
+        # While a sender writes it has the connection to itself, and what came there waits.
+        busy = self._publishing.busy
+        self._poll.modify(self._publishing.sock, 0 if busy else select.POLLIN)
+        timeout = 0.0 if connection.pending else _SOON if busy else self._beat_every / 2
         if full:
-            self._dispatcher.wait_room(min(timeout, 0.1))
+            self._dispatcher.wait_room(0.1)
             timeout = 0.0
         for fd, _ in self._poll.poll(timeout * 1000):
             if fd == self._wake:
@@ -288,6 +304,11 @@ class RabbitSession(Session):
                     break
                 connection.read(self.silence)
         self._keep_alive(full)
+
+    def _keep_alive(self, full: bool) -> None:
+        now = time.monotonic()
+        self._publishing.look_after(now, self._beat_every, self.silence)
+        self._consuming.beat(now, self._beat_every, None if full else self.silence)
 
     def _answer_requests(self) -> None:
         """Do what others have asked for; once the session is over, refuse it."""
@@ -317,16 +338,6 @@ class RabbitSession(Session):
         if address is not None:
             self._dispatcher.put(address, data)
 
-    def _keep_alive(self, full: bool) -> None:
-        now = time.monotonic()
-        with self._lock:
-            connections = list(self._connections)
-        for connection in connections:
-            if connection is self._consuming:
-                connection.beat(now, self._beat_every, None if full else self.silence)
-            else:
-                connection.look_after(now, self._beat_every, self.silence)
-
     def _lose(self, cause: BaseException) -> None:
         if self.ended:
             return
@@ -350,6 +361,9 @@ class RabbitSession(Session):
         self._dispatcher.join()
         with self._lock:
             wake, self._wake = self._wake, -1
+            connections = list(self._connections)
+        for connection in connections:
+            connection.shut()
         if wake >= 0:
             os.close(wake)
 
@@ -368,12 +382,9 @@ class RabbitSession(Session):
                 return
 
     def _take_leave(self) -> None:
-        """Log out everywhere, the consuming connection last: it keeps the exchanges that publishing declares."""
-        deadline = time.monotonic() + _GOODBYE * 0.8
-        with self._lock:
-            connections = sorted(self._connections, key=lambda each: each is self._consuming)
-        for connection in connections:
-            connection.take_leave(max(0.05, deadline - time.monotonic()))
+        """Log out, where it consumes last: its queues keep the exchanges that publishing declares."""
+        for connection in (self._publishing, self._consuming):
+            connection.take_leave(_GOODBYE / 2)
 
     def abandon(self) -> None:
         self.ended = True
