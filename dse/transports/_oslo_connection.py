@@ -17,12 +17,13 @@ import socket
 import threading
 import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import amqp
 import kombu.exceptions
+from kombu.compression import decompress
 from kombu.transport import pyamqp
 
 from dse.transports._oslo_library import common, impl_rabbit, oslo_messaging
@@ -62,6 +63,11 @@ class Queue(impl_rabbit.Consumer):  # type: ignore[misc]
         self.queue.no_ack = True
         self.tag = str(next(connection._tags))
         self.queue.consume(callback=self._callback, consumer_tag=self.tag)
+
+    def remove(self) -> None:
+        """Take away a queue that does not go by itself."""
+        if not self.queue_auto_delete:
+            self.queue.delete()
 
     def stop(self) -> None:
         """Consume it no more; returns when all that was received before is handed to the callback."""
@@ -185,7 +191,9 @@ class MessagingConnection(impl_rabbit.Connection):  # type: ignore[misc]
             self._busy_since = 0.0
 
     def on_return(self, _error: Any, _exchange: str, _key: str, message: Any) -> None:
-        self._session.returned(_body(message))
+        compression = (message.properties.get("application_headers") or {}).get("compression")
+        plain: Callable[..., bytes] = decompress
+        self._session.returned(plain(message.body, compression) if compression else message.body)
 
     def _on_connection_blocked(self, _reason: str) -> None:
         self._session.blocked = True
@@ -202,22 +210,25 @@ class MessagingConnection(impl_rabbit.Connection):  # type: ignore[misc]
         self, exchange: str, name: str, callback: Callable[[bytes], None], *, key: str, transient: bool = False
     ) -> Queue:
         """Return a queue on the topic exchange; a transient one is this connection's alone."""
+        # No quorum queue goes with its last consumer; without consumers it may live on for a while.
         quorum = self.rabbit_transient_quorum_queue if transient else self.rabbit_quorum_queue
-        return Queue(
+        queue = Queue(
             exchange_name=exchange,
             queue_name=name,
             routing_key=key,
             type="topic",
-            durable=self.rabbit_transient_quorum_queue if transient else self.durable,
+            durable=quorum if transient else self.durable,
             exchange_auto_delete=self.amqp_auto_delete,
-            queue_auto_delete=transient or self.amqp_auto_delete,
+            queue_auto_delete=not quorum and (transient or self.amqp_auto_delete),
             callback=callback,
             rabbit_ha_queues=self.rabbit_ha_queues,
-            rabbit_queue_ttl=self.rabbit_transient_queues_ttl if transient else 0,
+            rabbit_queue_ttl=self.rabbit_transient_queues_ttl if transient or (quorum and self.amqp_auto_delete) else 0,
             enable_cancel_on_failover=self.enable_cancel_on_failover,
             rabbit_quorum_queue=quorum,
             rabbit_quorum_queue_config=self.rabbit_quorum_queue_config,
         )
+        queue.exchange.durable = self.durable
+        return queue
 
     def fanout_queue(self, topic: str, name: str, callback: Callable[[bytes], None]) -> Queue:
         """Return a queue of this connection's own on the fanout exchange of a topic."""
@@ -299,13 +310,15 @@ class MessagingConnection(impl_rabbit.Connection):  # type: ignore[misc]
         finally:
             self._connection_lock.release()
 
-    def take_leave(self, timeout: float) -> None:
-        """Log out of AMQP, if that takes no longer; `shut` is still to be called."""
+    def take_leave(self, timeout: float, queues: Sequence[Queue] = ()) -> None:
+        """Remove queues that are nobody else's and log out, if that takes no longer; `shut` is still to be called."""
         lock = self._connection_lock if self.purpose == common.PURPOSE_SEND else contextlib.nullcontext()
         if self._busy_since or not self.connected:
             return
         with lock, contextlib.suppress(Exception):  # gone already, or not in time: the broker notices
             self.sock.settimeout(timeout)
+            for queue in queues:
+                queue.remove()
             self.amqp.close()
 
     def kill(self) -> None:

@@ -35,7 +35,7 @@ import amqp
 
 from dse.core.connection import Session
 from dse.core.transport import Address, Delivery
-from dse.errors import TransportUnavailable
+from dse.errors import InvalidUrl, TransportUnavailable
 from dse.transports._amqp_words import explain
 from dse.transports._oslo_connection import (
     CONNECTION_ERRORS,
@@ -98,6 +98,7 @@ class RabbitSession(Session):
         self._contexts: list[Any] = []  # oslo.messaging closes a connection with its last user
         self._consuming: MessagingConnection
         self._queue: Queue
+        self._own_queues: tuple[Queue, ...] = ()
         self._shared: dict[str, tuple[Any, Queue]] = {}  # of ANYCAST, by name: channel and queue
         self._addresses: dict[str, Address] = {}  # listened on, by name
         self._sent_to: dict[str, Address] = {}  # by name; changed with the lock
@@ -142,7 +143,10 @@ class RabbitSession(Session):
             transient=True,
         )
         fanout = connection.fanout_queue(self.places.fanout, f"{self.places.fanout}_fanout_{own}", self._received)
-        for queue in (self._queue, fanout):
+        # Options that contradict each other are found out as they are used: better now than when a service comes.
+        connection.queue(self.places.exchange, "", self._received, key="")
+        self._own_queues = self._queue, fanout
+        for queue in self._own_queues:
             self._insist(functools.partial(queue.start, connection))
 
     def _insist(self, do: Callable[[], None]) -> None:
@@ -269,11 +273,13 @@ class RabbitSession(Session):
     def _run(self) -> None:
         try:
             self._connect()
+        except RuntimeError as error:  # options that contradict each other are found out as they are used
+            self._open_error = InvalidUrl(f"{self._transport.url}: oslo.messaging refuses its configuration: {error}")
         except BaseException as error:
             self._open_error = error
-            self._opened.set()
-            return
         self._opened.set()
+        if self._open_error is not None:
+            return
         try:
             while not self.ended:
                 self._step()
@@ -383,8 +389,8 @@ class RabbitSession(Session):
 
     def _take_leave(self) -> None:
         """Log out, where it consumes last: its queues keep the exchanges that publishing declares."""
-        for connection in (self._publishing, self._consuming):
-            connection.take_leave(_GOODBYE / 2)
+        self._publishing.take_leave(_GOODBYE / 2)
+        self._consuming.take_leave(_GOODBYE / 2, self._own_queues)
 
     def abandon(self) -> None:
         self.ended = True

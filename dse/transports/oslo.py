@@ -14,13 +14,14 @@ trusted to reconnect by itself.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from dse.core.connection import BrokerTransport, Session
 from dse.core.transport import Capabilities, TransportEvents
 from dse.core.url import TransportUrl
-from dse.errors import InvalidUrl
+from dse.errors import InvalidUrl, MissingExtra
 from dse.transports._oslo_config import RABBIT_GROUP, configuration, driver_of, known_options, messaging_url, oslo_url
 from dse.transports._oslo_config import resolve as _resolve
 from dse.transports._oslo_fake import FakeSession
@@ -58,6 +59,9 @@ class OsloTransport(BrokerTransport):
             raise InvalidUrl(f"{url}: the in-process broker has a name and no more, as in oslo+fake://name")
         if self.driver == "rabbit":
             self._settle_heartbeat()
+            # No quorum queue goes with its last consumer: what is sent to a service that has gone waits there.
+            quorum = self.messaging()._driver.conf[RABBIT_GROUP].rabbit_quorum_queue
+            self.capabilities = dataclasses.replace(self.capabilities, undeliverable=not quorum)
 
     def session(self) -> Session:
         if self.driver == "rabbit":
@@ -72,6 +76,8 @@ class OsloTransport(BrokerTransport):
         """Return a new transport of oslo.messaging, which is not connected yet."""
         try:
             return oslo_messaging.get_rpc_transport(self._conf, messaging_url(self._conf, self.url, self.given))
+        except ImportError as error:
+            raise MissingExtra(f"{self.url}: oslo.messaging's driver lacks its package: {error}", extra="") from error
         except (oslo_messaging.DriverLoadFailure, RuntimeError) as error:
             raise InvalidUrl(f"{self.url}: oslo.messaging refuses its configuration: {error}") from None
 
