@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import amqp
+import kombu.entity
 import kombu.exceptions
 from kombu.compression import decompress
 from kombu.transport import pyamqp
@@ -55,12 +56,27 @@ class _KombuTransport(pyamqp.Transport):
 class Queue(impl_rabbit.Consumer):  # type: ignore[misc]
     """A queue that is consumed without acknowledgements; `callback` gets each message's body."""
 
+    queue: Any  # kombu's
     tag = ""
+
+    def declare(self, conn: Any) -> None:
+        # oslo.messaging's own method deletes a queue that vanishes as it is bound: by then it may be another's again.
+        self.queue = kombu.entity.Queue(
+            name=self.queue_name,
+            channel=conn.channel,
+            exchange=self.exchange,
+            durable=self.durable,
+            auto_delete=self.queue_auto_delete,
+            routing_key=self.routing_key,
+            queue_arguments=self.queue_arguments,
+            consumer_arguments={"x-cancel-on-ha-failover": True} if self.enable_cancel_on_failover else None,
+            no_ack=True,
+        )
+        self.queue.declare()
 
     def start(self, connection: Any) -> None:
         """Declare, bind and consume the queue, on the connection's channel."""
         self.declare(connection)
-        self.queue.no_ack = True
         self.tag = str(next(connection._tags))
         self.queue.consume(callback=self._callback, consumer_tag=self.tag)
 
@@ -241,9 +257,7 @@ class MessagingConnection(impl_rabbit.Connection):  # type: ignore[misc]
 
     def beside(self, channel: Any) -> Any:
         """Return what a queue takes for this connection, with another channel."""
-        return types.SimpleNamespace(
-            channel=channel, connection=self.connection, connection_id=self.connection_id, _tags=self._tags
-        )
+        return types.SimpleNamespace(channel=channel, _tags=self._tags)
 
     @property
     def sock(self) -> Any:

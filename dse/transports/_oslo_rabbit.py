@@ -278,16 +278,16 @@ class RabbitSession(Session):
         except BaseException as error:
             self._open_error = error
         self._opened.set()
-        if self._open_error is not None:
-            return
-        try:
-            while not self.ended:
-                self._step()
-        except BaseException as error:
-            self._lose(error)
-        self._answer_requests()
-        if not isinstance(self._cause, TimeoutError):
-            self._take_leave()
+        if self._open_error is None:
+            try:
+                while not self.ended:
+                    self._step()
+            except BaseException as error:
+                self._lose(error)
+            self._answer_requests()
+            if not isinstance(self._cause, TimeoutError):
+                self._take_leave()
+        self._shut()
 
     def _step(self) -> None:
         connection = self._consuming
@@ -365,16 +365,14 @@ class RabbitSession(Session):
         if thread is not None and thread is not threading.current_thread():
             self._join(thread)
         self._dispatcher.join()
+        self._shut()
         with self._lock:
             wake, self._wake = self._wake, -1
-            connections = list(self._connections)
-        for connection in connections:
-            connection.shut()
         if wake >= 0:
             os.close(wake)
 
     def _join(self, thread: threading.Thread) -> None:
-        """Let the receiving thread take its leave, then make it end."""
+        """Let the receiving thread take its leave, then make it end: again and again, it may be at the next host."""
         polite = self._opened.is_set() and self._open_error is None and not isinstance(self._cause, TimeoutError)
         thread.join(_GOODBYE if polite else 0.0)
         until = time.monotonic() + 2 * _GOODBYE
@@ -391,6 +389,12 @@ class RabbitSession(Session):
         """Log out, where it consumes last: its queues keep the exchanges that publishing declares."""
         self._publishing.take_leave(_GOODBYE / 2)
         self._consuming.take_leave(_GOODBYE / 2, self._own_queues)
+
+    def _shut(self) -> None:
+        with self._lock:
+            connections = list(self._connections)
+        for connection in connections:
+            connection.shut()
 
     def abandon(self) -> None:
         self.ended = True
