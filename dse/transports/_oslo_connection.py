@@ -48,6 +48,12 @@ class _Amqp(pyamqp.Connection):
         owner.amqp = self
         super().__init__(*args, **kwargs)
 
+    def Transport(self, *args: Any, **kwargs: Any) -> Any:
+        transport = super().Transport(*args, **kwargs)
+        # py-amqp sets every TCP option to what it is already, which the kernel refuses when the peer was quick.
+        transport._get_tcp_socket_defaults = lambda _: {socket.TCP_NODELAY: 1}
+        return transport
+
 
 class _KombuTransport(pyamqp.Transport):
     Connection = _Amqp
@@ -61,7 +67,8 @@ class Queue(impl_rabbit.Consumer):  # type: ignore[misc]
 
     def declare(self, conn: Any) -> None:
         # oslo.messaging's own method deletes a queue that vanishes as it is bound: by then it may be another's again.
-        self.queue = kombu.entity.Queue(
+        make: Any = kombu.entity.Queue
+        self.queue = make(
             name=self.queue_name,
             channel=conn.channel,
             exchange=self.exchange,
