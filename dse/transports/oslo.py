@@ -53,7 +53,7 @@ class OsloTransport(BrokerTransport):
         super().__init__(url, bus=bus, events=events)
         self.driver = driver_of(url)
         self._conf = configuration(source, self.given.pop("conf", None), url)
-        if self.driver not in ("rabbit", "kombu", "fake"):
+        if self.driver not in ("rabbit", "fake"):
             self.capabilities = Capabilities(undeliverable=False, max_frame=_MAX_FRAME, survives_broker_restart=False)
         if self.driver == "fake" and (url.username or url.password or url.path):
             raise InvalidUrl(f"{url}: the in-process broker has a name and no more, as in oslo+fake://name")
