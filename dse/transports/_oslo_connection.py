@@ -212,6 +212,8 @@ class MessagingConnection(impl_rabbit.Connection):  # type: ignore[misc]
             raise ConnectionResetError("the connection is lost") from error
         finally:
             self._busy_since = 0.0
+        if self.pending:  # read off the socket with what publishing has looked at, so that no poll shows it
+            self._session.wake()
 
     def on_return(self, _error: Any, _exchange: str, _key: str, message: Any) -> None:
         compression = (message.properties.get("application_headers") or {}).get("compression")

@@ -146,8 +146,11 @@ class RabbitSession(Session):
         # Options that contradict each other are found out as they are used: better now than when a service comes.
         connection.queue(self.places.exchange, "", self._received, key="")
         self._own_queues = self._queue, fanout
-        for queue in self._own_queues:
-            self._insist(functools.partial(queue.start, connection))
+        self._insist(self._start_own)
+
+    def _start_own(self) -> None:
+        for queue in self._own_queues:  # both again if one fails, which closes the channel that they share
+            queue.start(self._consuming)
 
     def _insist(self, do: Callable[[], None]) -> None:
         """Declare something; between two steps of that, an exchange or queue may go with the last who leaves it."""
@@ -197,7 +200,7 @@ class RabbitSession(Session):
             if self.ended or self._cause is not None:
                 raise self._cause or Cancelled("the session was closed")
             self._requests.append((do, future))
-            os.eventfd_write(self._wake, 1)
+        self.wake()
         try:
             future.result(self._transport.heartbeat + 1.0)
         except TimeoutError:
@@ -269,6 +272,12 @@ class RabbitSession(Session):
             self._dispatcher.put(address, data, returned=True)
 
     # Receiving
+
+    def wake(self) -> None:
+        """Make the receiving thread look at what it does not see by itself."""
+        with self._lock:
+            if self._wake >= 0:
+                os.eventfd_write(self._wake, 1)
 
     def _run(self) -> None:
         try:
@@ -357,8 +366,7 @@ class RabbitSession(Session):
     def close(self) -> None:
         with self._lock:
             self.ended = True
-            if self._wake >= 0:
-                os.eventfd_write(self._wake, 1)
+        self.wake()
         self._opened.set()
         self._dispatcher.end()
         thread = self._thread

@@ -371,6 +371,13 @@ class TestTls:
         client.send(direct("trip"), largest)
         client.wait_frame(direct("trip"), largest)
 
+    def test_reports_of_what_is_undeliverable_come_at_once(self, bus: Bus, tls_port: int, certificates: Path) -> None:
+        client = bus.open(f"oslo+rabbit://localhost:{tls_port}?ssl=true&ssl_ca_file={certificates}/ca.pem")
+        for number in range(30):
+            for part in range(10):
+                client.send(direct("nobody"), b"%d.%d" % (number, part))
+            client.wait_for(lambda count=10 * (number + 1): len(client.all_returned()) == count, "reports", 2.0)  # type: ignore[misc]
+
     def test_many_threads(self, bus: Bus, tls_port: int, certificates: Path) -> None:
         client = bus.open(f"oslo+rabbit://localhost:{tls_port}?ssl=true&ssl_ca_file={certificates}/ca.pem")
         client.listen(fanout("all"))
