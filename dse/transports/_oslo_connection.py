@@ -27,7 +27,7 @@ import kombu.exceptions
 from kombu.compression import decompress
 from kombu.transport import pyamqp
 
-from dse.transports._oslo_library import common, impl_rabbit, oslo_messaging
+from dse.transports._oslo_library import common, impl_rabbit
 
 if TYPE_CHECKING:
     from dse.transports._oslo_rabbit import RabbitSession
@@ -63,7 +63,7 @@ class Queue(impl_rabbit.Consumer):  # type: ignore[misc]
     """A queue that is consumed without acknowledgements; `callback` gets each message's body."""
 
     queue: Any  # kombu's
-    tag = ""
+    tag = ""  # of its consumer
 
     def declare(self, conn: Any) -> None:
         # oslo.messaging's own method deletes a queue that vanishes as it is bound: by then it may be another's again.
@@ -122,7 +122,6 @@ class MessagingConnection(impl_rabbit.Connection):  # type: ignore[misc]
         self._heard = -1
         self._beat_at = 0.0
         self._ready = select.poll()
-        self.mandatory = oslo_messaging.TransportOptions(at_least_once=True)
         session.adopt(self)
         try:
             super().__init__(conf, url, purpose, retry)

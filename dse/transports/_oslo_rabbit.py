@@ -57,7 +57,7 @@ _READ_AT_ONCE = 500  # AMQP frames received before other things get their turn
 _MOST_CHANNELS = 1000  # RabbitMQ's default limit is 2047 a connection
 _ROUTES = 4096  # addresses remembered that were sent to
 _ATTEMPTS = 100  # at a shared queue whose last consumer leaves again and again as it is declared
-_SOON = 0.002  # seconds
+_SOON = 0.002  # seconds until it is seen whether a sender is done with the publishing connection
 _GOODBYE = 1.0  # seconds a broker gets to answer a logout
 _FLUSH = 1.0  # seconds that unlisten waits for handlers
 
@@ -300,6 +300,8 @@ class RabbitSession(Session):
 
     def _step(self) -> None:
         connection = self._consuming
+        if not (connection.connected and self._publishing.connected):
+            raise ConnectionResetError("the connection is lost")
         full = self._dispatcher.full
         self._poll.modify(connection.sock, 0 if full else select.POLLIN)
         # While a sender writes it has the connection to itself, and what came there waits.
