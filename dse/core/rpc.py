@@ -64,7 +64,7 @@ _STOPPING = "Stopping"  # the request was not run, for the node is about to leav
 _REMOTE = "RemoteError"
 _ANYBODY = ""  # stands for the bus's choice among the instances that were tried
 _RETRY = 0.1  # seconds until a request that found nobody is sent again, where somebody may come back
-_FIND = 0.5  # seconds that a node which is not known, or not reached, is waited for: it may just have started
+_FIND = 0.5  # seconds that somebody who is not known, or not reached, is waited for: it may just have started
 _SETTLE = 5.0  # seconds after an outage in which nodes that live may not be back on the bus yet
 _MAX_TRACEBACK = 20_000
 _MAX_MESSAGE = 20_000
@@ -212,6 +212,7 @@ class RpcClient:
     A request that cannot have run is sent to another replica. Where there is none, it is parked and tried again: one
     that may be repeated, and any right after an outage, as long as the control bus knows a live node that offers it;
     and any to a node by name, for `_FIND` seconds: that node may have started although word of it is still on its way.
+    So is, on a bus that reports nothing undeliverable, any to a service that no node offers.
 
     Lock: ``_lock`` protects ``_pending``, ``_parked``, ``_retrying`` and ``_settled``.
     """
@@ -349,6 +350,8 @@ class RpcClient:
         elif self._reports_undeliverable and not waiting.tried:
             anycast = True  # nobody known yet: the bus may know more than the control bus has told so far
             waiting.tried.add(_ANYBODY)
+        elif not self._reports_undeliverable and self._wait_for_somebody(call):
+            return  # nothing but the control bus can tell, and word may be on its way
         else:
             raise self._no_service(call)
         left = call.deadline - self._timers.now()
@@ -554,6 +557,8 @@ class RpcClient:
         now = self._timers.now()
         if waiting.node_id is not None and now < call.started + _FIND:
             self._park(call, f"node {waiting.node_id!r} to be on the bus")
+        elif not self._reports_undeliverable and now < call.started + _FIND:
+            self._park(call, "a node that offers it to be on the bus")
         elif (waiting.idempotent or now < self._settled) and self._is_offered(call):
             self._park(call, "a node that offers it to be back on the bus")
         else:

@@ -48,7 +48,7 @@ class TransportUrl:
         if not separator or not _SCHEME.match(scheme):
             raise InvalidUrl("a transport URL begins with the driver's name and '://', as in redis://localhost/0")
         authority, query, path = _split(scheme, rest)
-        userinfo, _, hosts = authority.rpartition("@")
+        userinfo, hosts = _login(scheme, authority)
         username, has_password, password = userinfo.partition(":")
         return cls(
             scheme=scheme,
@@ -106,6 +106,19 @@ def _split(scheme: str, rest: str) -> tuple[str, str, str]:
     if "@" not in authority and "@" in before_query + query:
         _refuse_userinfo(scheme)
     return authority, query, path
+
+
+def _login(scheme: str, authority: str) -> tuple[str, str]:
+    """Split user and password from the hosts; they may stand before each host too, as oslo.messaging writes them."""
+    parts = [part.rpartition("@") for part in authority.split(",")]
+    if len(parts) == 1 or not all(separator for _, separator, _ in parts):
+        userinfo, _, hosts = authority.rpartition("@")
+        return userinfo, hosts
+    if len({login for login, _, _ in parts}) > 1:
+        raise InvalidUrl(
+            f"{scheme}://…: user name and password must be the same for all hosts, and a , or @ in them %-encoded"
+        )
+    return parts[0][0], ",".join(host for _, _, host in parts)
 
 
 def _refuse_userinfo(scheme: str) -> str:

@@ -13,9 +13,11 @@ process is, whatever ended that. Several can run at once.
 from __future__ import annotations
 
 import base64
+import copy
 import json
 import os
 import urllib.request
+import uuid
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
@@ -31,11 +33,13 @@ __all__ = [
     "ExternalBroker",
     "ExternalRabbit",
     "ExternalRedis",
+    "OsloFakeBroker",
     "RabbitServer",
     "RedisCluster",
     "RedisSentinelSet",
     "RedisServer",
     "bus_prefix",
+    "over_oslo",
     "rabbit_broker",
     "redis_broker",
 ]
@@ -54,6 +58,48 @@ def rabbit_broker() -> Broker:
     """
     url = os.environ.get("DSE_TEST_RABBIT_URL")
     return ExternalRabbit(url, os.environ.get("DSE_TEST_RABBIT_API")) if url else RabbitServer()
+
+
+def over_oslo(broker: Broker) -> Broker:
+    """Return the same broker with URLs for the driver ``oslo``: ``oslo+rabbit://`` for ``rabbit://``."""
+    same = copy.copy(broker)
+    same.url, same.direct_url = f"oslo+{broker.url}", f"oslo+{broker.direct_url}"
+    return same
+
+
+class OsloFakeBroker(Broker):
+    """oslo.messaging's in-process broker: it has no way to fail, and no administration but its lists."""
+
+    multiprocess = False
+    can_fail = False
+
+    def __init__(self) -> None:
+        self.url = self.direct_url = f"oslo+fake://test-{uuid.uuid4().hex[:12]}"
+
+    def leftovers(self, bus: str) -> set[str]:
+        from dse.transports._oslo_library import impl_fake
+
+        prefix, found = bus_prefix(bus), set()
+        for name, exchange in list(impl_fake.FakeExchangeManager._exchanges.items()):
+            if name.startswith(prefix):
+                found.add(f"exchange {name}")
+                found |= {f"queue {topic}.{server}" for topic, server in list(exchange._server_queues)}
+                found |= {f"queue {topic}" for topic, _ in list(exchange._topic_queues)}
+        return found
+
+    def stop(self) -> None: ...
+
+    def start(self) -> None: ...
+
+    def pause(self) -> None: ...
+
+    def resume(self) -> None: ...
+
+    def cut(self) -> None: ...
+
+    def mend(self) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class ExternalBroker(Broker):

@@ -18,7 +18,6 @@ import logging
 import math
 import os
 import random
-import socket
 import ssl
 import threading
 import time
@@ -34,6 +33,7 @@ from dse.core.receiving import Turn
 from dse.core.transport import Address, Capabilities, Delivery, TransportEvents
 from dse.core.url import TransportUrl
 from dse.errors import InvalidUrl, TransportUnavailable
+from dse.transports._amqp_words import explain
 from dse.transports._rabbit_frames import NotAmqp, message, publish_method
 from dse.transports._rabbit_wire import Cancel, Cancelled, Login, Wire
 
@@ -447,24 +447,4 @@ def _cancelled(error: amqp.ConsumerCancelled) -> ConnectionError:
 
 
 def _explain(error: BaseException, vhost: str, waited: float) -> str:
-    """Say in words what is wrong with a broker."""
-    text = str(getattr(error, "reply_text", None) or error)
-    if isinstance(error, TimeoutError):
-        return f"did not answer within {round(waited, 1):g} s"
-    if isinstance(error, ConnectionRefusedError):
-        return "refused the connection"
-    if isinstance(error, socket.gaierror):
-        return f"is not a known host: {error.strerror}"
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"has a certificate that is not trusted: {error.verify_message}"
-    if isinstance(error, ssl.SSLError):
-        return f"does not speak TLS, or not ours: {error.reason or text}"
-    if isinstance(error, NotAmqp):
-        return "does not speak AMQP 0-9-1"
-    if isinstance(error, amqp.AccessRefused) and "Login was refused" in text:
-        return "refuses the user name or password"
-    if isinstance(error, amqp.NotAllowed) and "not found" in text:
-        return f"has no virtual host {vhost!r}"
-    if isinstance(error, ConnectionResetError):
-        return f"broke the connection off during login: {text}"
-    return f"refuses: {text}" if isinstance(error, amqp.AMQPError) else f"failed: {text or repr(error)}"
+    return "does not speak AMQP 0-9-1" if isinstance(error, NotAmqp) else explain(error, vhost, waited)

@@ -23,8 +23,9 @@ DRIVERS = {
     "rabbit": "dse.transports.rabbit:RabbitTransport",
     "amqp": "dse.transports.rabbit:RabbitTransport",
     "amqps": "dse.transports.rabbit:RabbitTransport",
+    "oslo": "dse.transports.oslo:OsloTransport",
 }
-CLIENTS = {"fake": None, "redis": "redis", "rabbit": "kombu"}
+CLIENTS = {"fake": None, "redis": "redis", "rabbit": "kombu", "oslo": "oslo_config"}
 
 
 def python(code: str) -> str:
@@ -44,7 +45,7 @@ def test_the_metadata_is_that_of_this_version():
     assert metadata["Name"] == "dse"
     assert re.fullmatch(r"\d+\.\d+\.\d+", metadata["Version"])
     assert metadata["Requires-Python"] == ">=3.11"
-    assert {"redis", "rabbit", "cli", "demo", "all", "test"} <= set(metadata.get_all("Provides-Extra"))
+    assert {"redis", "rabbit", "oslo", "cli", "demo", "all", "test"} <= set(metadata.get_all("Provides-Extra"))
 
 
 def test_types_are_shipped():

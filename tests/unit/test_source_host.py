@@ -15,6 +15,8 @@ import psutil
 import pytest
 
 from dse import ConfigError, DataService, Node, RemoteError, Replica, ReplicaState
+from dse.core.rows import digest, read_rows
+from dse.services.sources import hosttables as read
 from dse.services.sources.host import TABLES, Host
 
 PATIENCE = 15.0
@@ -116,3 +118,58 @@ def test_bad_options_are_refused_by_key(options: dict[str, Any], says: str, key:
     with pytest.raises(ConfigError, match=says) as raised:
         Host("host", **options)
     assert raised.value.key == key
+
+
+class TestReading:
+    """What is read of the machine, row by row."""
+
+    def test_it_sees_a_listening_port_and_who_has_it(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port = listener.getsockname()[1]
+            (row,) = (row for row in read.read_sockets() if row[0] == port)
+        assert row[1:4] == ("127.0.0.1", "tcp", os.getpid())
+        assert row[4] == psutil.Process().name()
+        assert row[5] == psutil.Process().username()
+        assert port not in {row[0] for row in read.read_sockets()}
+
+    def test_it_sees_this_process(self) -> None:
+        (row,) = (row for row in read.read_processes() if row[0] == os.getpid())
+        assert row[1:3] == (psutil.Process().name(), psutil.Process().username())
+
+    def test_without_the_privilege_to_see_all_it_shows_its_own(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def denied(kind: str) -> None:
+            raise psutil.AccessDenied
+
+        monkeypatch.setattr(psutil, "net_connections", denied)
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            assert (listener.getsockname()[1], os.getpid()) in {(row[0], row[3]) for row in read.read_sockets()}
+
+    def test_without_any_privilege_there_is_nothing_and_no_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def denied(*_: object) -> None:
+            raise psutil.AccessDenied
+
+        monkeypatch.setattr(psutil, "net_connections", denied)
+        monkeypatch.setattr(psutil.Process, "net_connections", denied)
+        monkeypatch.setattr(psutil.Process, "username", denied)
+        assert read.read_sockets() == set()
+        assert {row[2] for row in read.read_processes()} == {None}
+
+    def test_a_name_of_any_bytes_makes_a_row_that_fits(self) -> None:
+        name = read.process_name(b"\xff\xfe[x]\n".decode("utf-8", "surrogateescape"))
+        columns = TABLES["processes"][0]
+        rows = read_rows("host.processes", columns, [(1, name, None, 0.5)])
+        assert digest("host.processes", columns, rows)  # raises RowError for text that is not Unicode
+
+    @pytest.mark.parametrize(
+        ("name", "shown"),
+        [
+            ("kworker/0:1-events", "kworker/0:1"),
+            ("kworker/u8:3+flush-254:0", "kworker/u8:3"),
+            ("kworker/1:0H-kblockd", "kworker/1:0H"),
+            ("kworker/R-netns", "kworker/R-netns"),
+            ("python", "python"),
+            (None, None),
+        ],
+    )
+    def test_what_a_kernel_worker_works_on_is_not_its_name(self, name: str | None, shown: str | None) -> None:
+        assert read.process_name(name) == shown

@@ -25,6 +25,14 @@ def test_the_parts_of_a_url() -> None:
     assert TransportUrl.parse(url) is url
 
 
+def test_user_and_password_may_stand_before_each_host() -> None:
+    url = TransportUrl.parse(f"oslo+rabbit://u:{SECRET}@h1:1,u:{SECRET}@[::1]:2,u:{SECRET}@h3//v")
+    assert (url.username, url.password, url.path) == ("u", SECRET, "/v")
+    assert url.hosts == (("h1", 1), ("::1", 2), ("h3", None))
+    with pytest.raises(InvalidUrl, match="same for all hosts"):
+        TransportUrl.parse(f"oslo+rabbit://u:{SECRET}@h1,u:other@h2")
+
+
 @pytest.mark.parametrize("text", ["fake://", "fake://lab", "redis://localhost/0", "rabbit://h/%2F", "oslo+fake://"])
 def test_a_url_is_shown_as_it_was_written(text: str) -> None:
     url = TransportUrl.parse(text)
@@ -80,6 +88,8 @@ def test_options_are_read_and_unknown_ones_refused_with_the_known() -> None:
         f"redis://user:{SECRET}@h?a=1&a=2",
         f"redis//user:{SECRET}@h",
         f"redis://user:{SECRET}@[::1",
+        f"oslo+rabbit://user:{SECRET}@h1,user:{SECRET}@h2",
+        f"oslo+rabbit://user:{SECRET}@h1,user:another@h2",
     ],
 )
 def test_a_password_is_never_shown(text: str) -> None:

@@ -1,0 +1,13 @@
+"""The contract on ``oslo+rabbit://``."""
+
+from __future__ import annotations
+
+import pytest
+
+from dse.testing.brokers import Broker, over_oslo
+from dse.testing.contract import *  # noqa: F403
+
+
+@pytest.fixture
+def broker(rabbit_server: Broker) -> Broker:
+    return over_oslo(rabbit_server)
