@@ -75,7 +75,7 @@ class Keeper:
     def __init__(self, base: str, program: str) -> None:
         self._base, self._program = base, program
         self._path = f"{base}.sock"
-        self._lock = os.open(f"{base}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._lock = -1
         self._token = secrets.token_urlsafe(32)
         self._port = 0
         self._server = 0  # process id
@@ -86,7 +86,7 @@ class Keeper:
 
     def start(self) -> bool:
         """Start the server, unless somebody else has: then False."""
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self._take_lock()
         try:
             if self._somebody_listens():
                 return False
@@ -119,6 +119,23 @@ class Keeper:
                     linger = _LINGER
             if not ready and not self._users and self._leave():
                 return
+
+    def _take_lock(self) -> None:
+        """Lock the file, waiting for whoever starts or ends: the file that is there now, for a keeper removes its own."""
+        while True:
+            if self._lock < 0:
+                self._lock = os.open(f"{self._base}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            if self._lock_is_there():
+                return
+            os.close(self._lock)
+            self._lock = -1
+
+    def _lock_is_there(self) -> bool:
+        try:
+            return os.path.samestat(os.stat(f"{self._base}.lock"), os.fstat(self._lock))
+        except FileNotFoundError:
+            return False
 
     # Those who use the server
 
@@ -188,7 +205,9 @@ class Keeper:
             os.dup2(log, 2)
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
             if os.getppid() == keeper:
-                os.execv(self._program, [self._program, "-c", config])
+                # One processor: a message then needs no second thread of the server to be woken up, which takes a
+                # third off a call. It serves one machine's processes, and they are slower than it.
+                os.execve(self._program, [self._program, "-c", config], {**os.environ, "GOMAXPROCS": "1"})
         except BaseException as error:
             os.write(2, f"{self._program} cannot be run: {error}".encode())
         finally:
@@ -229,7 +248,7 @@ class Keeper:
         """The server is gone: all who used it notice, and start the next one."""
         self._listener.close()
         signal.alarm(30)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self._take_lock()
         self._clear_away()
 
     def _clear_away(self) -> None:
@@ -238,8 +257,10 @@ class Keeper:
         try:
             if os.stat(self._path).st_ino == self._inode:
                 os.unlink(self._path)
+            if self._lock_is_there():
+                os.unlink(f"{self._base}.lock")
         except OSError:
-            pass  # the folder was cleared, or somebody else's socket is there
+            pass  # the folder was cleared
         os.kill(self._server, signal.SIGKILL)
         os.waitpid(self._server, 0)
 

@@ -107,10 +107,12 @@ class Membership:
                 if address is not None:
                     return address
                 self._start(path, deadline)
-        except TimeoutError as error:
-            raise self._unavailable("the process that keeps it did not answer in time", error) from error
         except OSError as error:
-            if self._left:
+            left = self._left
+            self.leave()
+            if isinstance(error, TimeoutError):
+                raise self._unavailable("the process that keeps it did not answer in time", error) from error
+            if left:
                 raise TransportUnavailable(f"{self._url} is being closed", url=str(self._url), cause=error) from error
             raise self._unavailable(str(error), error) from error
 
@@ -161,7 +163,12 @@ class Membership:
                 # -I and -S: it needs the standard library alone, and is there sooner.
                 command = [sys.executable, "-I", "-S", str(_KEEPER), str(base.parent), base.name, server_program()]
                 process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=its, stderr=subprocess.DEVNULL)
-            process.wait()  # it only forks: the keeper is nobody's child
+            try:
+                process.wait(_left(deadline))  # it only forks: the keeper is nobody's child
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                raise TimeoutError from None
             said = _line(ours, deadline)
         self._starting = None
         self._refuse_left()

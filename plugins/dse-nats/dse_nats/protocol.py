@@ -13,6 +13,7 @@ Source: "Client Protocol", https://docs.nats.io/reference/reference-protocols/na
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -42,6 +43,8 @@ NO_RESPONDERS = 503
 _LONGEST_LINE = 1 << 18  # bytes; an INFO line names every server of a cluster
 _LONGEST_PAYLOAD = 1 << 26  # what a NATS server can be configured to at most
 _STATUS = b"NATS/1.0 "
+# Nearly all that a server says, with one look.
+_begins_message = re.compile(rb"MSG (\S+) (\S+) (?:(\S+) )?(\d{1,9})\r\n").match
 
 
 class NotNats(ValueError):
@@ -110,6 +113,9 @@ class Parser:
         buffer, at = self._buffer, self._at
         if len(buffer) - at < self._wanted or at == len(buffer):
             return None
+        if found := _begins_message(buffer, at):
+            subject, sid, reply, size = found.groups()
+            return self._message(subject, sid, reply or b"", 0, int(size), found.end())
         end = buffer.find(b"\r\n", at)
         if end < 0:
             if len(buffer) - at > _LONGEST_LINE:
@@ -117,7 +123,7 @@ class Parser:
             return None
         line = bytes(buffer[at:end])
         if line.startswith((b"MSG ", b"HMSG ")):
-            return self._message(line, end + 2)
+            return self._with_header(line, end + 2)
         event = self._control(line)
         self._at = end + 2
         return event
@@ -127,27 +133,33 @@ class Parser:
         """Bytes that were fed and are not part of an event yet."""
         return len(self._buffer) - self._at
 
-    def _message(self, line: bytes, start: int) -> Message | None:
-        """Return the message whose control line is `line` and whose content starts at `start`, if it is all there."""
+    def _with_header(self, line: bytes, start: int) -> Message | None:
+        """Return the message with headers whose control line is `line`, and whose content starts at `start`."""
         words = line.split(b" ")
-        with_header = words[0] == b"HMSG"
-        sizes = words[4 if len(words) == (6 if with_header else 5) else 3 :]
-        if len(sizes) != 1 + with_header or not all(size.isdigit() and len(size) < 10 for size in sizes):
+        sizes = words[-2:]
+        if words[0] != b"HMSG" or len(words) not in (5, 6) or not all(s.isdigit() and len(s) < 10 for s in sizes):
             raise NotNats(f"no message begins with {_show(line)}")
-        header, size = int(sizes[0]) if with_header else 0, int(sizes[-1])
-        if size > _LONGEST_PAYLOAD or header > size:
+        header, size = int(sizes[0]), int(sizes[1])
+        if header > size:
             raise NotNats(f"no message begins with {_show(line)}")
+        return self._message(words[1], words[2], words[3] if len(words) == 6 else b"", header, size, start)
+
+    def _message(
+        self, subject: bytes, sid: bytes, reply: bytes, header: int, size: int, start: int
+    ) -> Message | None:
+        """Return the message whose headers and payload start at `start`, if it is all there."""
+        if size > _LONGEST_PAYLOAD:
+            raise NotNats(f"it announces a message of {size:,} bytes")
         buffer, end = self._buffer, start + size
         if len(buffer) < end + 2:
             self._wanted = end + 2 - self._at
             return None
         if buffer[end : end + 2] != b"\r\n":
-            raise NotNats(f"a message is not {size} bytes long, as its beginning says: {_show(line)}")
+            raise NotNats(f"a message is not {size} bytes long, as its beginning says")
         status = _status(bytes(buffer[start : start + header])) if header else 0
         payload = buffer[start + header : end]
         self._at, self._wanted = end + 2, 0
-        reply = words[3] if len(words) - len(sizes) == 4 else b""
-        return Message(words[1], words[2], reply, status, payload if isinstance(payload, bytes) else bytes(payload))
+        return Message(subject, sid, reply, status, payload if type(payload) is bytes else bytes(payload))
 
     def _control(self, line: bytes) -> Event:
         if signal := _SIGNALS.get(line):
