@@ -1,7 +1,7 @@
 """Calls over NATS beside calls over Redis, on private servers of this machine: ``python benchmarks/calls.py``.
 
-Caller and callee are two processes. The drivers take turns, so that what else the machine does meets all alike; a figure
-is the median of the rounds.
+Caller and callee are two processes. The drivers take turns, so that what else the machine does meets all alike; a
+figure is the median of the rounds.
 """
 
 from __future__ import annotations

@@ -6,11 +6,11 @@ JSON, that the server is up, that another keeper was there already, or what is w
 Rules:
 
 1. Whoever uses the server is connected to the keeper's Unix socket, ``FOLDER/NAME.sock``. The kernel closes that
-   connection when its process ends, however it ends: so the keeper always knows who is left. Over it goes what is needed
-   to connect to the server: its port, and a token that is in no command line and in no environment.
+   connection when its process ends, however it ends: so the keeper always knows who is left. Over it goes what is
+   needed to connect to the server: its port, and a token that is in no command line and in no environment.
 2. While nobody has been connected for `_LINGER` seconds, server and keeper end.
-3. When the keeper ends, however it ends, the kernel ends the server (PR_SET_PDEATHSIG). When the server ends, so does the
-   keeper. Those who use it notice as they would with any server, and start the next one.
+3. When the keeper ends, however it ends, the kernel ends the server (PR_SET_PDEATHSIG). When the server ends, so does
+   the keeper. Those who use it notice as they would with any server, and start the next one.
 4. Starting and ending are done with ``FOLDER/NAME.lock`` locked, for that time only; the kernel unlocks it when its
    holder ends. So there is at most one keeper that can be connected to, and a socket that nobody listens on is stale.
 5. Another user cannot enter the folder, and is turned away besides.
@@ -50,7 +50,7 @@ def main(folder: str, name: str, program: str) -> None:
     signal.alarm(int(_START_TIMEOUT) + 10)  # ends us while we wait for the lock, or for a server that never comes up
     try:
         keeper = Keeper(os.path.join(folder, name), program)
-        said = {"started": True} if keeper.start() else {"there": True}
+        said: dict[str, object] = {"started": True} if keeper.start() else {"there": True}
     except Exception as error:
         said = {"failed": str(error) or repr(error)}
     _say(said)
@@ -121,7 +121,7 @@ class Keeper:
                 return
 
     def _take_lock(self) -> None:
-        """Lock the file, waiting for whoever starts or ends: the file that is there now, for a keeper removes its own."""
+        """Lock the file that is there now, for a keeper removes its own; wait for whoever starts or ends."""
         while True:
             if self._lock < 0:
                 self._lock = os.open(f"{self._base}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -182,7 +182,9 @@ class Keeper:
         config = f"{self._base}.conf"
         file = os.open(config, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            settings = f'host: 127.0.0.1\nport: -1\nmax_payload: {_MAX_PAYLOAD}\nauthorization {{ token: "{self._token}" }}\n'
+            settings = (
+                f'host: 127.0.0.1\nport: -1\nmax_payload: {_MAX_PAYLOAD}\nauthorization {{ token: "{self._token}" }}\n'
+            )
             os.write(file, settings.encode())
             os.close(file)
             self._log, write = os.pipe()

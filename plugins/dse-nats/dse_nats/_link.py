@@ -88,8 +88,8 @@ class Link:
     """The connection to one server.
 
     bus: what every subject begins with. heartbeat: seconds of silence that count as a loss. deliver: is handed what
-    arrives, or says False when nobody takes it any more. undelivered: is handed what reached nobody. lost: told once when
-    the connection is lost, in the reading thread.
+    arrives, or says False when nobody takes it any more. undelivered: is handed what reached nobody. lost: told once
+    when the connection is lost, in the reading thread.
     """
 
     def __init__(
@@ -349,7 +349,10 @@ class Link:
         """Take what comes to the inbox: nobody is subscribed to what we sent, or a claim is granted."""
         if token[:1] == _CLAIM and token[1:].isdigit():
             claim = int(token[1:])
-            return self._use_grant(claim, data) if status == 0 else self._give_up(claim)
+            if status:
+                return self._give_up(claim)
+            self._use_grant(claim, data)
+            return None
         if status != NO_RESPONDERS or not token.isdigit():
             return None
         number, pending = int(token), self._pending

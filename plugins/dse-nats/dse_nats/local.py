@@ -1,7 +1,7 @@
 """The server behind ``nats+local://name``, from the side of those who use it; the other side is `_keeper.py`.
 
-A `Membership` is a connection to the keeper's Unix socket in a folder that only the user can enter. Where nobody listens
-there, it starts a keeper and tries again. While it is connected, the server stays.
+A `Membership` is a connection to the keeper's Unix socket in a folder that only the user can enter. Where nobody
+listens there, it starts a keeper and tries again. While it is connected, the server stays.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def server_program() -> str:
 def runtime_folder() -> Path:
     """Return the folder of this user's local servers, which is made where it is missing.
 
-    It is in ``$XDG_RUNTIME_DIR``, in ``/run/user/<uid>`` where that is not set (as for a cron job), or in the folder for
-    temporary files. Raises `OSError` where it cannot be made, or is somebody else's.
+    It is in ``$XDG_RUNTIME_DIR``, in ``/run/user/<uid>`` where that is not set (as for a cron job), or in the folder
+    for temporary files. Raises `OSError` where it cannot be made, or is somebody else's.
     """
     uid = os.geteuid()
     candidates = [os.environ.get("XDG_RUNTIME_DIR") or "", f"/run/user/{uid}"]
@@ -162,7 +162,9 @@ class Membership:
             with its:
                 # -I and -S: it needs the standard library alone, and is there sooner.
                 command = [sys.executable, "-I", "-S", str(_KEEPER), str(base.parent), base.name, server_program()]
-                process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=its, stderr=subprocess.DEVNULL)
+                process = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=its.fileno(), stderr=subprocess.DEVNULL
+                )
             try:
                 process.wait(_left(deadline))  # it only forks: the keeper is nobody's child
             except subprocess.TimeoutExpired:

@@ -144,9 +144,7 @@ class Parser:
             raise NotNats(f"no message begins with {_show(line)}")
         return self._message(words[1], words[2], words[3] if len(words) == 6 else b"", header, size, start)
 
-    def _message(
-        self, subject: bytes, sid: bytes, reply: bytes, header: int, size: int, start: int
-    ) -> Message | None:
+    def _message(self, subject: bytes, sid: bytes, reply: bytes, header: int, size: int, start: int) -> Message | None:
         """Return the message whose headers and payload start at `start`, if it is all there."""
         if size > _LONGEST_PAYLOAD:
             raise NotNats(f"it announces a message of {size:,} bytes")

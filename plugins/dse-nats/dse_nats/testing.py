@@ -46,9 +46,7 @@ class NatsServer(ServerBroker):
         try:
             command = [server_program(), "-c", str(file)]
             self._servers.append(
-                ServerProcess(
-                    "nats-server", command, folder=self.folder, ready=self._answers, deadline=_START_TIMEOUT
-                )
+                ServerProcess("nats-server", command, folder=self.folder, ready=self._answers, deadline=_START_TIMEOUT)
             )
             proxy = CutProxy(("127.0.0.1", self._hold.port))
             self._proxies.append(proxy)
@@ -73,7 +71,7 @@ class NatsServer(ServerBroker):
 
 
 class LocalServer(Broker):
-    """``nats+local://`` under a name of its own. It heals itself, so that nobody can keep it down: `can_fail` is False."""
+    """``nats+local://`` under a name of its own; it heals itself, so nobody can keep it down (`can_fail` is False)."""
 
     can_fail = False
 

@@ -67,3 +67,10 @@ def start() -> Iterator[Callable[[str], Peer]]:
     yield start
     for peer in peers:
         peer.kill()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker("nats")

@@ -1,4 +1,4 @@
-"""``nats+local://``: who starts the server, who finds it, and that it ends with the last one, whatever becomes of whom."""
+"""``nats+local://``: who starts the server and who finds it, and that it ends with the last one, whatever happens."""
 
 from __future__ import annotations
 
@@ -271,7 +271,7 @@ def test_another_user_can_neither_enter_nor_connect(name: str, make: Make) -> No
         for where, _ in modes:
             where.chmod(0o777)
         inside = subprocess.run(command, capture_output=True, text=True, timeout=30)
-        assert inside.stdout in ("b''\n", "") and "token" not in inside.stdout
+        assert inside.stdout in ("b''\n", "")
     finally:
         for where, mode in modes:
             where.chmod(mode & 0o7777)
@@ -335,7 +335,9 @@ def test_a_folder_that_cannot_be_written_is_said(folder: Path) -> None:
     )
     folder.chmod(0o555)
     failed = subprocess.run([sys.executable, "-c", attempt, str(folder)], capture_output=True, text=True, timeout=30)
-    assert "TransportUnavailable: nats+local://x cannot be started or found: [Errno 13] Permission denied" in failed.stderr
+    assert (
+        "TransportUnavailable: nats+local://x cannot be started or found: [Errno 13] Permission denied" in failed.stderr
+    )
 
 
 def test_without_the_server_s_package_it_says_what_to_install(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -68,7 +69,7 @@ def test_events_are_the_same_in_whatever_pieces_they_come(said: list[Event], cut
     data = b"".join(map(on_wire, said))
     parser, got = Parser(), list[Event]()
     edges = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in itertools.pairwise(edges):
         if start < end:
             parser.feed(data[start:end])
             got += drained(parser)
