@@ -112,7 +112,7 @@ class Link:
         self._deliver, self._undelivered, self._lost = deliver, undelivered, lost
         self._subject_of = subject_of
         self._nonce = secrets.token_bytes(4)
-        self._inbox = b"%br.%b." % (bus, secrets.token_hex(8).encode())
+        self.inbox = b"%br.%b." % (bus, secrets.token_hex(8).encode())
         self._room = 0  # bytes that a message may have
         self._closing = False
         self._refused = 0
@@ -152,7 +152,7 @@ class Link:
             what = f"takes messages of {self._room} bytes only; DSE needs a max_payload of {_SMALLEST_PAYLOAD}"
             raise unavailable(self._url, f"{what} ({self.wire.endpoint})")
         try:
-            self.wire.ask(deadline, subscribe(self._inbox + b"*", _INBOX_SID))
+            self.wire.ask(deadline, subscribe(self.inbox + b"*", _INBOX_SID))
         except Refused as error:
             raise self._not_permitted(str(error), error) from error
 
@@ -191,10 +191,10 @@ class Link:
         for subject, address, data, report, claim in items:
             reply = b""
             if claim:
-                reply = b"%b%b%d" % (self._inbox, _CLAIM, claim)
+                reply = b"%b%b%d" % (self.inbox, _CLAIM, claim)
             elif report:
                 self._sent += 1
-                reply = b"%b%d" % (self._inbox, self._sent)
+                reply = b"%b%d" % (self.inbox, self._sent)
                 self._pending.append((self._sent, address, data))
             if len(data) <= self._room:
                 out.append(publish(subject, data, reply))
@@ -230,6 +230,23 @@ class Link:
             self.wire.send(b"".join(commands) + self._ping(awaited))
         self._outbox.flush()
         self._await(awaited)
+
+    def mark(self, subject: bytes) -> bytes:
+        """Subscribe to a subject for nothing but that it is known; return what ends that (`unmark`)."""
+        with self.wire.lock:
+            self._outbox.drain()
+            self._last_sid += 1
+            sid = b"%d" % self._last_sid
+            self.wire.send(subscribe(subject, sid))
+        self._outbox.flush()
+        return sid
+
+    def unmark(self, sid: bytes) -> None:
+        """End what `mark` began."""
+        with self.wire.lock:
+            self._outbox.drain()
+            self.wire.send(unsubscribe(sid))
+        self._outbox.flush()
 
     def unsubscribe(self, address: Address) -> None:
         """Return once everything that still comes for the address has been handed on."""
@@ -328,7 +345,7 @@ class Link:
         subject, sid, reply, status, data = message
         address = self._addresses.get(sid)
         if sid == _INBOX_SID:
-            token = subject[len(self._inbox) :]
+            token = subject[len(self.inbox) :]
             address = self._grants.get(subject)
             if address is None:
                 return self._on_answer(token, status, data)
@@ -425,7 +442,7 @@ class Link:
 
     def _grant(self, address: Address, reply: bytes) -> None:
         self._last_grant += 1
-        subject = b"%b%b%d" % (self._inbox, _GRANT, self._last_grant)
+        subject = b"%b%b%d" % (self.inbox, _GRANT, self._last_grant)
         self._grants[subject] = address
         if len(self._grants) > _MOST_GRANTS:
             del self._grants[next(iter(self._grants))]

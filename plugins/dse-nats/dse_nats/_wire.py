@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dse.errors import TransportUnavailable
-from dse_nats.protocol import PING, Event, Info, NotNats, Parser, Refusal, Signal, connect
+from dse_nats.protocol import PING, Event, Info, Message, NotNats, Parser, Refusal, Signal, connect
 
 __all__ = ["LED", "Endpoint", "Refused", "Wire", "unavailable"]
 
@@ -154,14 +154,20 @@ class Wire:
         self._refuse_killed()
         sock.do_handshake()
 
-    def ask(self, deadline: float, data: bytes) -> None:
-        """Send commands and return once the server has carried them out; only while no other thread reads."""
+    def ask(self, deadline: float, data: bytes) -> int:
+        """Send commands, and return once the server has carried them out, how many messages came meanwhile.
+
+        Only while no other thread reads.
+        """
         sock = self._socket()
         sock.settimeout(_left(deadline))
         sock.sendall(data + PING)
+        messages = 0
         while (event := self._read(deadline)) is not Signal.PONG:
             if isinstance(event, Refusal):
                 raise Refused(event.text)
+            messages += isinstance(event, Message)
+        return messages
 
     def _read(self, deadline: float) -> Event:
         sock = self._socket()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import random
+import secrets
 import ssl
 import threading
 import time
@@ -24,6 +25,7 @@ from dse.core.receiving import Turn
 from dse.core.transport import Address, Capabilities, Delivery, TransportEvents
 from dse.core.url import TransportUrl
 from dse.errors import ConfigError, InvalidUrl, TransportUnavailable
+from dse_nats._cluster import Others
 from dse_nats._link import Link
 from dse_nats._wire import Endpoint, unavailable
 from dse_nats.local import Membership
@@ -88,8 +90,8 @@ class NatsTransport(BrokerTransport):
     def session(self) -> Session:
         return _NatsSession(self)
 
-    def endpoints(self) -> list[Endpoint]:
-        """Return the servers to try, in random order."""
+    def endpoints(self, info: Mapping[str, Any] | None = None) -> list[Endpoint]:
+        """Return the servers to try, in random order; with what a server said of itself, those that it knows too."""
         url, given = self.url, self.given
         credentials: dict[str, str] = {}
         if "token" in given:
@@ -99,9 +101,8 @@ class NatsTransport(BrokerTransport):
         elif url.password is not None:
             credentials["auth_token"] = url.password
         tls = url.variant == "tls"
-        found = [
-            Endpoint(host, port or _PORT, self.name, self.tls_context, tls, credentials) for host, port in url.hosts
-        ]
+        hosts = {(host, port or _PORT) for host, port in url.hosts} | _hosts_in(info or {})
+        found = [Endpoint(host, port, self.name, self.tls_context, tls, credentials) for host, port in hosts]
         random.shuffle(found)
         return found
 
@@ -132,10 +133,20 @@ class NatsTransport(BrokerTransport):
             raise InvalidUrl(f"{url}: option {next(iter(self.given))!r} is not for nats+local://")
 
 
+def _hosts_in(info: Mapping[str, Any]) -> set[tuple[str, int]]:
+    """Return the servers of the cluster that one of them names."""
+    found = set()
+    for text in info.get("connect_urls") or ():
+        host, _, port = str(text).rpartition(":")
+        if host and port.isdigit():
+            found.add((host.strip("[]"), int(port)))
+    return found
+
+
 class _NatsSession(Session):
     """One life of the connection.
 
-    Lock: ``_lock`` protects ``_link``, ``_membership`` and the change of ``_closed``.
+    Lock: ``_lock`` protects ``_link``, ``_membership``, ``_others`` and the change of ``_closed``.
     """
 
     def __init__(self, transport: NatsTransport) -> None:
@@ -145,6 +156,7 @@ class _NatsSession(Session):
         self._lock = threading.Lock()
         self._link: Link | None = None
         self._membership: Membership | None = None
+        self._others: Others | None = None  # where there is a cluster
         self._closed = False
         self._opening = False  # a thread is in `open`, and may be using the connection
 
@@ -253,10 +265,30 @@ class _NatsSession(Session):
         return link
 
     def listen(self, addresses: Sequence[Address]) -> None:
-        self._live().subscribe({address: self._subject(address) for address in addresses})
+        link = self._live()
+        link.subscribe({address: self._subject(address) for address in addresses})
+        self._wait_known(link)
+
+    def _wait_known(self, link: Link) -> None:
+        """Return once the other servers of a cluster know what we are subscribed to, and no longer."""
+        if "cluster" not in link.wire.info:
+            return
+        transport = self._transport
+        with self._lock:
+            if self._others is None:
+                own = str(link.wire.info.get("server_id"))
+                self._others = Others(transport.url, own, link.inbox, lambda: transport.endpoints(link.wire.info))
+        marker = link.inbox + b"m." + secrets.token_hex(8).encode()
+        sid = link.mark(marker)
+        try:
+            self._others.wait_known(marker, time.monotonic() + transport.heartbeat)
+        finally:
+            link.unmark(sid)
 
     def unlisten(self, address: Address) -> None:
-        self._live().unsubscribe(address)
+        link = self._live()
+        link.unsubscribe(address)
+        self._wait_known(link)
 
     def publish(self, address: Address, data: bytes, ttl: float | None) -> None:
         self._live().publish(self._subjects.get(address) or self._subject(address), address, data)
