@@ -21,7 +21,7 @@ from dse.core.receiving import Turn
 from dse.core.transport import Address, Delivery
 from dse_nats._claims import CLAIM, Claims
 from dse_nats._parts import Assembly, is_part, split
-from dse_nats._wire import Endpoint, Refused, Wire, unavailable
+from dse_nats._wire import Endpoint, NotPossible, Refused, Wire, unavailable
 from dse_nats.protocol import (
     NO_RESPONDERS,
     PING,
@@ -172,7 +172,8 @@ class Link:
             try:
                 claim = claims.begin(address, data, now, large=len(data) > self._room)
             except OverflowError as error:
-                raise unavailable(self._url, f"cannot send: {error}", error) from error
+                what = f"{self._url} cannot send to {address.name!r}: {error}"
+                raise NotPossible(what, url=str(self._url), cause=error) from error
             if claim is None:
                 return
             if claim:
@@ -229,7 +230,12 @@ class Link:
                 commands.append(subscribe(subject, sid, b"dse" if address.delivery is Delivery.ANYCAST else b""))
             self.wire.send(b"".join(commands) + self._ping(awaited))
         self._outbox.flush()
-        self._await(awaited)
+        try:
+            self._await(awaited)
+        except NotPossible:
+            # Those that were permitted too: the caller listens to none of them.
+            self._unsubscribe([sid for address in addresses if (sid := self._sids.pop(address, b""))])
+            raise
 
     def mark(self, subject: bytes) -> bytes:
         """Subscribe to a subject for nothing but that it is known; return what ends that (`unmark`)."""
@@ -436,7 +442,8 @@ class Link:
         return None
 
     def _not_permitted(self, text: str, cause: BaseException) -> Exception:
-        return unavailable(self._url, f"does not permit the user what DSE needs: {text}", cause)
+        what = f"{self._url} does not permit the user what DSE needs: {text}"
+        return NotPossible(what, url=str(self._url), cause=cause)
 
     # Large frames to one of many listeners; see `_claims`
 

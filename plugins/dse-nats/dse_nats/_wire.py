@@ -21,7 +21,7 @@ from typing import Any
 from dse.errors import TransportUnavailable
 from dse_nats.protocol import PING, Event, Info, Message, NotNats, Parser, Refusal, Signal, connect
 
-__all__ = ["LED", "Endpoint", "Refused", "Wire", "unavailable"]
+__all__ = ["LED", "Endpoint", "NotPossible", "Refused", "Wire", "unavailable"]
 
 LED = 0.02
 """Seconds that `Wire.receive` waits when it is led."""
@@ -31,6 +31,10 @@ _READ_SIZE = 1 << 16
 
 class Refused(ConnectionError):
     """The server said ``-ERR``."""
+
+
+class NotPossible(TransportUnavailable):
+    """What was asked for cannot be done, or not now; the connection itself is sound."""
 
 
 def unavailable(url: object, what: str, cause: BaseException | None = None) -> TransportUnavailable:

@@ -27,7 +27,7 @@ from dse.core.url import TransportUrl
 from dse.errors import ConfigError, InvalidUrl, TransportUnavailable
 from dse_nats._cluster import Others
 from dse_nats._link import Link
-from dse_nats._wire import Endpoint, unavailable
+from dse_nats._wire import Endpoint, NotPossible, unavailable
 from dse_nats.local import Membership
 from dse_nats.protocol import NotNats
 
@@ -81,6 +81,10 @@ class NatsTransport(BrokerTransport):
             self.tls_context()
         self.bus_subjects = subjects_of(bus)
         self.name = f"{self.bus_subjects}{os.getpid()}"
+
+    def lost(self, session: Session, cause: BaseException) -> None:
+        if not isinstance(cause, NotPossible):
+            super().lost(session, cause)
 
     @property
     def local(self) -> bool:

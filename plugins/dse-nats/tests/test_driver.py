@@ -219,6 +219,8 @@ class TestRefusal:
             assert "does not permit what DSE needs: Permissions Violation for Publish" in caplog.text
             with pytest.raises(TransportUnavailable, match="does not permit the user what DSE needs"):
                 allowed.listen(address(Delivery.FANOUT))
+            allowed.mark(where, allowed)
+            assert [state.name for state in allowed.states] == ["CONNECTED"]
 
     def test_close_ends_a_hanging_open(self, make: Make) -> None:
         with answering(b"") as port:

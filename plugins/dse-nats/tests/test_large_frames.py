@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dse.core.transport import Address, Delivery
+from dse.errors import TransportUnavailable
 from dse.testing.contract.recorder import DEADLINE, PROMPT, Client, address, eventually
 from dse_nats._claims import Claims
 from dse_nats._parts import Assembly, is_part, split
@@ -145,6 +146,24 @@ def test_a_listener_that_dies_with_a_claim_costs_its_frame_only(
     release.set()
     stuck.wait_count(2, where)
     assert stuck.frames(where) == [b"blocks its handler", b"follows"]
+
+
+def test_more_than_may_wait_for_a_listener_is_refused_and_the_connection_goes_on(small: NatsServer, make: Make) -> None:
+    sender, stuck, release = make(small.url), make(small.url), threading.Event()
+    where, other = address(Delivery.ANYCAST), address(Delivery.DIRECT)
+    stuck.on_frame = lambda _where, _frame: void(release.wait(DEADLINE))
+    stuck.listen(where)
+    sender.send(where, b"blocks its handler")
+    sent = 0
+    with pytest.raises(TransportUnavailable, match="wait for listeners to take large frames"):
+        while sent < 100:
+            sender.send(where, bytes(8 * 2**20))
+            sent += 1
+    sender.listen(other)
+    sender.mark(other, sender)
+    release.set()
+    stuck.wait_count(1 + sent, where)
+    assert [state.name for state in sender.states] == ["CONNECTED"]
 
 
 def test_large_frames_may_be_sent_by_handlers(small: NatsServer, make: Make) -> None:
