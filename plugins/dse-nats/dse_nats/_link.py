@@ -2,7 +2,7 @@
 
 Writers send without waiting for anything. Whether a frame reached nobody is known later: the server answers a message
 that has a reply subject and no subscriber with status 503, in the order published, to the sender's *inbox*. What was
-sent is remembered until a PONG proves that the server has been past it.
+sent is remembered until then (`_pending`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from dse.core.receiving import Turn
 from dse.core.transport import Address, Delivery
 from dse_nats._claims import CLAIM, Claims
 from dse_nats._parts import Assembly, is_part, split
+from dse_nats._pending import Awaited, Pending
 from dse_nats._wire import Endpoint, NotPossible, Refused, Wire, unavailable
 from dse_nats.protocol import (
     NO_RESPONDERS,
@@ -44,34 +45,11 @@ _INBOX_SID = b"0"
 _GRANT = b"g"  # begins the last token of the subject that a large frame is granted
 _CLAIM = b"c"  # begins that of the subject to which a grant is sent
 _MOST_GRANTS = 1000  # remembered; a sender that died never uses its own
-_PING_AFTER_BYTES = 1 << 18
-_PING_AFTER_FRAMES = 256  # a PONG wakes up who reads: not too often
 _SMALLEST_PAYLOAD = 1024
 _REFUSED_SUBJECT = re.compile(r'Permissions Violation for (Publish|Subscription) to "([^"]*)"')
 
 HandOn = Callable[[Address, bytes], object]
 Item = tuple[HandOn, Address, bytes]
-
-
-class Awaited:
-    """A PONG that somebody waits for."""
-
-    __slots__ = ("_event", "done", "failure")
-
-    def __init__(self) -> None:
-        self._event = threading.Event()
-        self.failure: BaseException | None = None
-        self.done = False
-
-    def resolve(self, failure: BaseException | None = None) -> None:
-        if self.done:
-            return
-        self.failure = failure
-        self.done = True
-        self._event.set()
-
-    def wait(self, timeout: float) -> None:
-        self._event.wait(timeout)
 
 
 class _Publish(NamedTuple):
@@ -120,14 +98,9 @@ class Link:
         self._sids: dict[Address, bytes] = {}
         self._addresses: dict[bytes, Address] = {}
         self._last_sid = 0
-        # Sending: appended to under wire.lock, taken from by who receives.
         self._outbox: Outbox[_Publish] = Outbox(self.wire.lock, self._write, heartbeat)
-        self._sent = 0  # frames with a reply subject
-        self._frames = 0  # frames in parts
-        self._unproved = 0  # messages since the last PING
-        self._unproved_bytes = 0
-        self._pending: deque[tuple[int, Address, bytes]] = deque()  # sent, and not known to have reached anybody
-        self._pings: deque[tuple[Awaited | None, int]] = deque()
+        self._frames = 0  # frames in parts; under wire.lock
+        self._pending = Pending()
         self._claims = Claims(heartbeat)
         # Receiving: whose turn it is.
         self._ahead: Event | None = None  # the next event that was received as a whole
@@ -189,30 +162,27 @@ class Link:
 
     def _write(self, items: list[_Publish]) -> None:
         out: list[bytes] = []
+        size = 0
         for subject, address, data, report, claim in items:
             reply = b""
             if claim:
                 reply = b"%b%b%d" % (self.inbox, _CLAIM, claim)
             elif report:
-                self._sent += 1
-                reply = b"%b%d" % (self.inbox, self._sent)
-                self._pending.append((self._sent, address, data))
+                reply = b"%b%d" % (self.inbox, self._pending.sent(address, data))
             if len(data) <= self._room:
                 out.append(publish(subject, data, reply))
             else:
                 self._frames += 1
                 frame_id = self._nonce + self._frames.to_bytes(4, "big")
                 out += (publish(subject, part, reply) for part in split(data, self._room, frame_id))
-            self._unproved_bytes += len(data)
-        self._unproved += len(items)
-        if self._unproved >= _PING_AFTER_FRAMES or self._unproved_bytes >= _PING_AFTER_BYTES:
+            size += len(data)
+        if self._pending.ping_due(len(items), size):
             out.append(self._ping(None))
         self.wire.send(out[0] if len(out) == 1 else b"".join(out))
 
     def _ping(self, awaited: Awaited | None) -> bytes:
         """Return a PING that proves what was sent before it; `wire.lock` is held."""
-        self._pings.append((awaited, self._sent))
-        self._unproved = self._unproved_bytes = 0
+        self._pending.pinged(awaited)
         return PING
 
     # Subscriptions
@@ -301,7 +271,7 @@ class Link:
         self.failure = error
         self.wire.kill()
         with self.wire.lock:  # whoever comes later finds the connection dead
-            waiting = [awaited for awaited, _ in self._pings if awaited is not None]
+            waiting = self._pending.awaited
         for awaited in waiting:
             awaited.resolve(ConnectionResetError(str(error) or "connection lost"))
         if not self._closing:
@@ -378,13 +348,8 @@ class Link:
             return None
         if status != NO_RESPONDERS or not token.isdigit():
             return None
-        number, pending = int(token), self._pending
-        while pending and pending[0][0] < number:
-            pending.popleft()  # the server has been past it, and said nothing
-        if pending and pending[0][0] == number:
-            _, address, data = pending.popleft()
-            return self._undelivered, address, data
-        return None
+        unheard = self._pending.reached_nobody(int(token))
+        return None if unheard is None else (self._undelivered, *unheard)
 
     def _hand_on(self, address: Address, data: bytes) -> None:
         """Hand a frame on; one of many listeners that leaves gives back what came for it."""
@@ -399,7 +364,7 @@ class Link:
 
     def _on_control(self, event: Event) -> Item | None:
         if event is Signal.PONG:
-            self._on_pong()
+            self._pending.ponged()
         elif event is Signal.PING:
             with self.wire.lock:
                 self._outbox.drain()
@@ -411,35 +376,21 @@ class Link:
             self.wire.info = dict(event.fields)
         return None
 
-    def _on_pong(self) -> None:
-        if not self._pings:
-            return
-        awaited, proved = self._pings.popleft()
-        pending = self._pending
-        while pending and pending[0][0] <= proved:
-            pending.popleft()
-        if awaited is not None:
-            awaited.resolve()
-
     def _on_refusal(self, text: str) -> Item | None:
         found = _REFUSED_SUBJECT.search(text)
         if found is None:
             raise Refused(f"the server ended the connection: {text}")
         if found[1] == "Subscription":
-            waiting = next((awaited for awaited, _ in self._pings if awaited is not None), None)
-            if waiting is not None:
-                waiting.resolve(self._not_permitted(text, Refused(text)))
+            for awaited in self._pending.awaited[:1]:  # its PING came right behind
+                awaited.resolve(self._not_permitted(text, Refused(text)))
             return None
         # Every frame may be refused: the first and then every 1,000th is logged.
         if self._refused % 1000 == 0:
             _log.warning("%s: the server does not permit what DSE needs: %s", self._url, text)
         self._refused += 1
         subject = found[2].encode()
-        for index, (_, address, data) in enumerate(self._pending):
-            if self._subject_of(address) == subject:
-                del self._pending[index]
-                return self._undelivered, address, data
-        return None
+        unheard = self._pending.take(lambda address: self._subject_of(address) == subject)
+        return None if unheard is None else (self._undelivered, *unheard)
 
     def _not_permitted(self, text: str, cause: BaseException) -> Exception:
         what = f"{self._url} does not permit the user what DSE needs: {text}"
