@@ -10,11 +10,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from dse.testing.contract.peer import Peer
 from dse.testing.contract.recorder import Client
 from dse_nats import NatsTransport
 from dse_nats.testing import NatsServer
+
+# How long an example takes says more of what else the machine does.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 
 @pytest.fixture(autouse=True, scope="session")
