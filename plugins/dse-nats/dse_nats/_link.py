@@ -109,6 +109,7 @@ class Link:
         self._grants: dict[bytes, Address] = {}  # by subject
         self._last_grant = 0
         self._silent = 0
+        self._handling = False  # a handler runs, and nothing is read meanwhile; only a hint, for it may be relieved
         self._left = False  # no longer subscribed to anything, on the way to closing
         self._put_back: list[tuple[Address, bytes]] = []
 
@@ -264,7 +265,9 @@ class Link:
     def _receive(self, timeout: float | None) -> bool:
         item = self._backlog.popleft() if self._backlog else self._step(timeout)
         if item is not None:
+            self._handling = True
             item[0](item[1], item[2])
+            self._handling = False
         return self._ahead is not None
 
     def _fail(self, error: BaseException) -> None:
@@ -439,8 +442,11 @@ class Link:
 
     # Ending
 
-    def leave(self, timeout: float) -> None:
-        """Unsubscribe, give back what others could have, and let the server close the connection once it has it all."""
+    def leave(self, timeout: float, handler_timeout: float) -> None:
+        """Unsubscribe, give back what others could have, and let the server close the connection once it has it all.
+
+        timeout: seconds that the server gets; where a handler keeps us from reading, that gets `handler_timeout`.
+        """
         self._closing = True
         if self.turn is None or not self.wire.lock.acquire(timeout=0.2):
             self.wire.kill()
@@ -449,6 +455,8 @@ class Link:
         try:
             awaited = self._unsubscribe(list(self._sids.values()))
             awaited.wait(timeout)
+            if not awaited.done and self._handling:
+                awaited.wait(handler_timeout)
             self._left = True
             for address, data in self._put_back:
                 if len(data) > self._room:  # there is no time left for a claim

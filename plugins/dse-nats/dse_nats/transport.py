@@ -36,6 +36,7 @@ __all__ = ["NatsTransport", "subject", "subjects_of"]
 _PORT = 4222
 _MAX_NAMES = 512  # subjects remembered
 _CLOSE_TIMEOUT = 1.0  # for the server to carry out the last commands
+_HANDLER_TIMEOUT = 5.0  # for a handler that blocks, while frames that others could have wait behind it
 _SCHEMES = ("nats", "nats+tls", "nats+local")
 
 
@@ -230,10 +231,9 @@ class _NatsSession(Session):
             membership.leave()
 
     def _close(self, link: Link, first: bool) -> None:
-        deadline = time.monotonic() + _CLOSE_TIMEOUT
         if first and link.turn is not None and link.failure is None:
-            link.leave(_CLOSE_TIMEOUT / 2)
-            _join(link.threads, deadline)
+            link.leave(_CLOSE_TIMEOUT / 2, _HANDLER_TIMEOUT)
+            _join(link.threads, time.monotonic() + _CLOSE_TIMEOUT / 2)
         link.kill()
         if _join(link.threads, time.monotonic() + JOIN_TIMEOUT) and (link.threads or not self._opening):
             link.wire.drop()

@@ -292,6 +292,29 @@ class TestLeaving:
         assert got == list(range(2000))
         assert sender.returned(where) == []
 
+    def test_what_waits_behind_a_handler_that_blocks_goes_to_others(self, make: Make, server: NatsServer) -> None:
+        leaving, staying, sender = (make(server.direct_url) for _ in range(3))
+        where, busy, release = address(Delivery.ANYCAST), threading.Event(), threading.Event()
+
+        def block(_where: Address, _frame: bytes) -> None:
+            busy.set()
+            release.wait(DEADLINE)
+
+        leaving.on_frame = block
+        for listener in (leaving, staying):
+            listener.listen(where)
+        for number in range(200):
+            sender.send(where, b"%d" % number)
+        assert busy.wait(PROMPT)
+        closing = threading.Thread(target=leaving.close)
+        closing.start()
+        closing.join(1.0)  # longer than a server would get
+        release.set()
+        closing.join(PROMPT)
+        eventually(lambda: leaving.count(where) + staying.count(where) >= 200, "all have arrived", PROMPT)
+        assert sorted(int(f) for each in (leaving, staying) for f in each.frames(where)) == list(range(200))
+        assert leaving.count(where) == 1
+
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
