@@ -22,16 +22,20 @@ PLUGINS = plugins/dse-nats[local]
 PLUGIN_FILES = plugins/dse-nats/setup.cfg plugins/dse-nats/pyproject.toml
 
 # The stamps are newer than what they were made from: with nothing changed there is nothing to install.
-$(VENV)/.demo: setup.cfg pyproject.toml tools/venv $(PLUGIN_FILES)
-	@tools/venv "$(PYTHON)" $(VENV) .[all] $(PLUGINS)
+$(VENV)/.demo: setup.cfg pyproject.toml tools/venv
+	@tools/venv "$(PYTHON)" $(VENV) .[all]
 	@touch $@
+
+$(VENV)/.plugins: setup.cfg pyproject.toml tools/venv $(PLUGIN_FILES)
+	@tools/venv "$(PYTHON)" $(VENV) .[all] $(PLUGINS)
+	@touch $@ $(VENV)/.demo
 
 $(VENV)/.dev: setup.cfg pyproject.toml tools/venv $(PLUGIN_FILES)
 	@tools/venv "$(PYTHON)" $(VENV) .[dev] $(PLUGINS)
-	@touch $@ $(VENV)/.demo
+	@touch $@ $(VENV)/.demo $(VENV)/.plugins
 
 # Several processes need a broker; the one of the NATS plugin starts by itself, and ends with the last of them.
-demo: $(VENV)/.demo ## run the demo; PROCESSES=1: a process a node; ARGS="--transport redis://localhost --seconds 10"
+demo: $(VENV)/.$(if $(PROCESSES),plugins,demo) ## run the demo; PROCESSES=1: a process a node; ARGS="--transport redis://localhost --seconds 10"
 	@$(BIN)/dse demo $(if $(PROCESSES),--transport nats+local://demo) $(ARGS)
 
 test: $(VENV)/.dev brokers ## the whole suite, every driver; installs Redis and RabbitMQ if they are missing

@@ -15,6 +15,7 @@ import os
 import random
 import secrets
 import ssl
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -136,6 +137,8 @@ class NatsTransport(BrokerTransport):
             raise InvalidUrl(f"{url}: nats+local:// takes no user and no password; it makes its own")
         if self.given:
             raise InvalidUrl(f"{url}: option {next(iter(self.given))!r} is not for nats+local://")
+        if sys.platform != "linux":
+            raise InvalidUrl(f"{url}: nats+local:// is for Linux; start a server, and use nats://")
 
 
 def _hosts_in(info: Mapping[str, Any]) -> set[tuple[str, int]]:

@@ -318,6 +318,22 @@ def test_a_file_in_place_of_the_folder_is_refused(folder: Path, make: Make) -> N
     refuses(make, r"dse-nats is no folder")
 
 
+def test_a_runtime_folder_that_is_not_there_is_done_without(
+    folder: Path, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/does/not/exist")
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    if os.path.isdir(f"/run/user/{os.geteuid()}"):
+        pytest.skip("this user has one all the same")
+    assert runtime_folder() == folder / f"dse-nats-{os.geteuid()}"
+    assert runtime_folder().stat().st_mode & 0o777 == 0o700
+    client = make("nats+local://elsewhere")
+    client.listen(WHERE)
+    client.mark(WHERE, client)
+    client.close()
+    eventually(lambda: not processes("elsewhere"), "it has ended", GONE)
+
+
 def test_a_path_too_long_for_a_socket_is_refused(folder: Path, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     long = folder / ("x" * 100)
     long.mkdir()
