@@ -36,6 +36,14 @@ _FIRST_LINGER = 5.0  # until the one who started us has connected
 _START_TIMEOUT = 20.0
 _MAX_PAYLOAD = 8 * 2**20 + 1024  # bytes: the largest frame in one piece
 _PR_SET_PDEATHSIG = 1
+# A user whose handler blocks is cut off for what waits (64 MiB), not for how long it waits.
+_CONFIG = """\
+host: 127.0.0.1
+port: -1
+max_payload: {max_payload}
+write_deadline: "120s"
+authorization {{ token: "{token}" }}
+"""
 _LISTENS = re.compile(rb"Listening for client connections on 127\.0\.0\.1:(\d+)")
 _READY = b"Server is ready"
 
@@ -182,10 +190,7 @@ class Keeper:
         config = f"{self._base}.conf"
         file = os.open(config, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            settings = (
-                f'host: 127.0.0.1\nport: -1\nmax_payload: {_MAX_PAYLOAD}\nauthorization {{ token: "{self._token}" }}\n'
-            )
-            os.write(file, settings.encode())
+            os.write(file, _CONFIG.format(max_payload=_MAX_PAYLOAD, token=self._token).encode())
             os.close(file)
             self._log, write = os.pipe()
             keeper = os.getpid()

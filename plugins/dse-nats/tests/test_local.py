@@ -327,11 +327,12 @@ def test_a_runtime_folder_that_is_not_there_is_done_without(
         pytest.skip("this user has one all the same")
     assert runtime_folder() == folder / f"dse-nats-{os.geteuid()}"
     assert runtime_folder().stat().st_mode & 0o777 == 0o700
-    client = make("nats+local://elsewhere")
+    name = f"elsewhere-{uuid.uuid4().hex[:10]}"
+    client = make(url(name))
     client.listen(WHERE)
     client.mark(WHERE, client)
     client.close()
-    eventually(lambda: not processes("elsewhere"), "it has ended", GONE)
+    eventually(lambda: not processes(name), "it has ended", GONE)
 
 
 def test_a_path_too_long_for_a_socket_is_refused(folder: Path, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
