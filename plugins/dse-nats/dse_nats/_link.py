@@ -442,15 +442,15 @@ class Link:
 
     # Ending
 
-    def leave(self, timeout: float, handler_timeout: float) -> None:
-        """Unsubscribe, give back what others could have, and let the server close the connection once it has it all.
+    def leave(self, timeout: float, handler_timeout: float) -> bool:
+        """Unsubscribe, and give back what others could have; return whether the server has taken note.
 
         timeout: seconds that the server gets; where a handler keeps us from reading, that gets `handler_timeout`.
         """
         self._closing = True
         if self.turn is None or not self.wire.lock.acquire(timeout=0.2):
             self.wire.kill()
-            return
+            return False
         self.wire.lock.release()
         try:
             awaited = self._unsubscribe(list(self._sids.values()))
@@ -467,7 +467,8 @@ class Link:
                 self._outbox.drain()
         except OSError:
             self.wire.kill()
-        self.wire.finish()
+            return False
+        return awaited.done and awaited.failure is None
 
     def kill(self) -> None:
         """End the connection at once, without a word."""

@@ -11,6 +11,7 @@ Subjects are ``dse.<bus>.<d|a|f>.<name>``, made of `dse.core.connection.wire_nam
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import secrets
@@ -25,7 +26,7 @@ from dse.core.connection import JOIN_TIMEOUT, BrokerTransport, Session, flag, wi
 from dse.core.receiving import Turn
 from dse.core.transport import Address, Capabilities, Delivery, TransportEvents
 from dse.core.url import TransportUrl
-from dse.errors import ConfigError, InvalidUrl, TransportUnavailable
+from dse.errors import ConfigError, InvalidUrl, TransportError, TransportUnavailable
 from dse_nats._cluster import Others
 from dse_nats._link import Link
 from dse_nats._wire import Endpoint, NotPossible, unavailable
@@ -235,7 +236,10 @@ class _NatsSession(Session):
 
     def _close(self, link: Link, first: bool) -> None:
         if first and link.turn is not None and link.failure is None:
-            link.leave(_CLOSE_TIMEOUT / 2, _HANDLER_TIMEOUT)
+            if link.leave(_CLOSE_TIMEOUT / 2, _HANDLER_TIMEOUT):
+                with contextlib.suppress(OSError, TransportError):  # there is no time left for more
+                    self._wait_known(link, _CLOSE_TIMEOUT / 2)
+            link.wire.finish()  # the server closes the connection once it has taken all
             _join(link.threads, time.monotonic() + _CLOSE_TIMEOUT / 2)
         link.kill()
         if _join(link.threads, time.monotonic() + JOIN_TIMEOUT) and (link.threads or not self._opening):
@@ -274,9 +278,9 @@ class _NatsSession(Session):
     def listen(self, addresses: Sequence[Address]) -> None:
         link = self._live()
         link.subscribe({address: self._subject(address) for address in addresses})
-        self._wait_known(link)
+        self._wait_known(link, self._transport.heartbeat)
 
-    def _wait_known(self, link: Link) -> None:
+    def _wait_known(self, link: Link, timeout: float) -> None:
         """Return once the other servers of a cluster know what we are subscribed to, and no longer."""
         if "cluster" not in link.wire.info:
             return
@@ -288,14 +292,14 @@ class _NatsSession(Session):
         marker = link.inbox + b"m." + secrets.token_hex(8).encode()
         sid = link.mark(marker)
         try:
-            self._others.wait_known(marker, time.monotonic() + transport.heartbeat)
+            self._others.wait_known(marker, time.monotonic() + timeout)
         finally:
             link.unmark(sid)
 
     def unlisten(self, address: Address) -> None:
         link = self._live()
         link.unsubscribe(address)
-        self._wait_known(link)
+        self._wait_known(link, self._transport.heartbeat)
 
     def publish(self, address: Address, data: bytes, ttl: float | None) -> None:
         self._live().publish(self._subjects.get(address) or self._subject(address), address, data)
