@@ -5,6 +5,7 @@ PYTHON ?=
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
+PROCESSES ?=
 RUNS   ?= 500
 # Four workers, also on two cores: much of a test of outages is waiting. The tests of one file that use a broker share a
 # worker, which has the broker to itself.
@@ -16,23 +17,32 @@ PYTEST  = $(BIN)/python -m pytest -n 4 --dist loadgroup
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
+# Drivers that are distributions of their own, with the extra that brings the server they start.
+PLUGINS = plugins/dse-nats[local]
+PLUGIN_FILES = plugins/dse-nats/setup.cfg plugins/dse-nats/pyproject.toml
+
 # The stamps are newer than what they were made from: with nothing changed there is nothing to install.
 $(VENV)/.demo: setup.cfg pyproject.toml tools/venv
-	@tools/venv "$(PYTHON)" $(VENV) all
+	@tools/venv "$(PYTHON)" $(VENV) .[all]
 	@touch $@
 
-$(VENV)/.dev: setup.cfg pyproject.toml tools/venv
-	@tools/venv "$(PYTHON)" $(VENV) dev
+$(VENV)/.plugins: setup.cfg pyproject.toml tools/venv $(PLUGIN_FILES)
+	@tools/venv "$(PYTHON)" $(VENV) .[all] $(PLUGINS)
 	@touch $@ $(VENV)/.demo
 
-demo: $(VENV)/.demo ## run the demo; ARGS="--transport redis://localhost --seconds 10"
-	@$(BIN)/dse demo $(ARGS)
+$(VENV)/.dev: setup.cfg pyproject.toml tools/venv $(PLUGIN_FILES)
+	@tools/venv "$(PYTHON)" $(VENV) .[dev] $(PLUGINS)
+	@touch $@ $(VENV)/.demo $(VENV)/.plugins
+
+# Several processes need a broker; the one of the NATS plugin starts by itself, and ends with the last of them.
+demo: $(VENV)/.$(if $(PROCESSES),plugins,demo) ## run the demo; PROCESSES=1: a process a node; ARGS="--transport redis://localhost --seconds 10"
+	@$(BIN)/dse demo $(if $(PROCESSES),--transport nats+local://demo) $(ARGS)
 
 test: $(VENV)/.dev brokers ## the whole suite, every driver; installs Redis and RabbitMQ if they are missing
 	$(PYTEST) $(ARGS)
 
 test-fake: $(VENV)/.dev ## what needs no broker
-	$(PYTEST) -m "not redis and not rabbit and not postgres" $(ARGS)
+	$(PYTEST) -m "not redis and not rabbit and not postgres and not nats" $(ARGS)
 
 faults: $(VENV)/.dev brokers ## faults on real brokers at full length, some 7 minutes; the counts go into docs/faults.md
 	@mkdir -p build && rm -f build/faults.jsonl

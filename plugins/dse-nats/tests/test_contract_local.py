@@ -1,0 +1,16 @@
+"""The contract on ``nats+local://``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from dse.testing.contract import *  # noqa: F403
+from dse_nats.testing import LocalServer
+
+
+@pytest.fixture(scope="module")
+def broker() -> Iterator[LocalServer]:
+    with LocalServer() as server:
+        yield server
