@@ -5,12 +5,10 @@ from __future__ import annotations
 import io
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
 from rich.console import Console
 
@@ -19,9 +17,7 @@ from dse.cli.demo_model import FEW_ROWS, Model, show_row
 from dse.cli.demo_view import LinesView, Unread, choose_view, draw
 from dse.cli.main import main
 from dse.cli.text import clean
-from dse.core.rows import digest, read_rows
 from dse.errors import MissingExtra
-from dse.services import host
 from dse.testing.process import PortHold
 
 ROOT = Path(__file__).parents[2]
@@ -238,75 +234,6 @@ class TestClean:
 
     def test_long_text_is_cut(self):
         assert clean("x" * 50, 10) == "x" * 9 + "…"
-
-
-class TestHost:
-    def test_it_sees_a_listening_port_and_who_has_it(self):
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            port = listener.getsockname()[1]
-            (row,) = (row for row in host.read_sockets(host.read_processes()) if row[0] == port)
-        assert row[1:4] == ("127.0.0.1", "tcp", os.getpid())
-        assert row[4] == psutil.Process().name()
-        assert row[5] == psutil.Process().username()
-        assert port not in {row[0] for row in host.read_sockets()}
-
-    def test_it_sees_this_process(self):
-        (row,) = (row for row in host.read_processes() if row[0] == os.getpid())
-        assert row[1:3] == (psutil.Process().name(), psutil.Process().username())
-
-    def test_without_the_privilege_to_see_all_it_shows_its_own(self, monkeypatch):
-        def denied(kind):
-            raise psutil.AccessDenied
-
-        monkeypatch.setattr(psutil, "net_connections", denied)
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            assert (listener.getsockname()[1], os.getpid()) in {(row[0], row[3]) for row in host.read_sockets()}
-
-    def test_without_any_privilege_there_is_nothing_and_no_error(self, monkeypatch):
-        def denied(*_):
-            raise psutil.AccessDenied
-
-        monkeypatch.setattr(psutil, "net_connections", denied)
-        monkeypatch.setattr(psutil.Process, "net_connections", denied)
-        monkeypatch.setattr(psutil.Process, "username", denied)
-        assert host.read_sockets() == set()
-        assert {row[2] for row in host.read_processes()} == {None}
-
-    def test_a_name_of_any_bytes_makes_a_row_that_fits(self):
-        name = host._name(b"\xff\xfe[x]\n".decode("utf-8", "surrogateescape"))
-        columns = host.Host.processes.columns
-        rows = read_rows("host.processes", columns, [(1, name, None, 0.5)])
-        assert digest("host.processes", columns, rows)  # raises RowError for text that is not Unicode
-
-    @pytest.mark.parametrize(
-        ("name", "shown"),
-        [
-            ("kworker/0:1-events", "kworker/0:1"),
-            ("kworker/u8:3+flush-254:0", "kworker/u8:3"),
-            ("kworker/1:0H-kblockd", "kworker/1:0H"),
-            ("kworker/R-netns", "kworker/R-netns"),
-            ("python", "python"),
-            (None, None),
-        ],
-    )
-    def test_what_a_kernel_worker_works_on_is_not_its_name(self, name, shown):
-        assert host._name(name) == shown
-
-    def test_its_methods_answer_over_the_bus(self):
-        with dse.Node("fake://cli-host", services=[host.Host("host")]) as node:
-            with socket.create_server(("127.0.0.1", 0)) as listener:
-                port = listener.getsockname()[1]
-                node.service("host").poll()
-                (found,) = node.call("host", "listeners", {"port": port})
-            assert (found["port"], found["pid"]) == (port, os.getpid())
-            summary = node.call("host", "summary")
-            assert summary["cpus"] >= 1
-            assert summary["processes"] >= 1
-            assert node.call("host", "process", {"pid": os.getpid()})["memory"] > 2**20
-            with pytest.raises(dse.RemoteError, match="there is no process"):
-                node.call("host", "process", {"pid": 2**40})
-            with pytest.raises(dse.InvalidArguments):
-                node.call("host", "listeners", {"port": "ssh"})
 
 
 class TestReadme:
