@@ -13,7 +13,7 @@ from typing import Any
 from dse.cli.demo_nodes import Event
 from dse.cli.text import clean
 
-__all__ = ["Entry", "Model", "NodeLine", "TableLine", "Violation", "show_row"]
+__all__ = ["Entry", "Model", "NodeLine", "TableLine", "Violation", "show_row", "show_violation"]
 
 KEPT = 200
 """Entries of a kind that are kept."""

@@ -32,8 +32,8 @@ from dse.errors import DseError, MissingExtra
 try:
     from dse.cli.demo_policy import POLICY, RULE, make_policy
     from dse.services.sources.host import Host
-except MissingExtra as error:
-    lacking = getattr(error.__cause__, "name", None) or error.extra
+except (MissingExtra, ModuleNotFoundError) as error:
+    lacking = getattr(error.__cause__ or error, "name", None)
     raise MissingExtra(
         f"the demo lacks a package ({lacking} cannot be imported); install it with: pip install 'dse[demo]'",
         extra="demo",
