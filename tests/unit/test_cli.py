@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,9 @@ import pytest
 from rich.console import Console
 
 import dse
+from dse.cli.demo_door import DECLARED, Door
 from dse.cli.demo_model import FEW_ROWS, Model, show_row, show_violation
+from dse.cli.demo_policy import UNDECLARED_PORTS
 from dse.cli.demo_view import LinesView, Unread, choose_view, draw
 from dse.cli.main import main
 from dse.cli.text import clean
@@ -300,6 +303,30 @@ class TestClean:
 
     def test_long_text_is_cut(self):
         assert clean("x" * 50, 10) == "x" * 9 + "…"
+
+
+class TestDoor:
+    def test_it_opens_declared_ports_and_others_one_at_a_time(self):
+        door = Door("door")
+        for declared in (True, False, True):
+            port = door.open(declared)
+            assert (port in DECLARED) is declared
+            socket.create_connection(("127.0.0.1", port), timeout=5).close()
+        assert door.close() is True
+        assert door.close() is False
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port), timeout=5)
+
+    def test_without_a_free_port_it_says_so(self, monkeypatch):
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            monkeypatch.setattr("dse.cli.demo_door.DECLARED", range(port, port + 1))
+            with pytest.raises(OSError, match=f"no free port was found from {port} to {port}"):
+                Door("door").open(declared=True)
+
+    def test_the_rule_is_the_one_in_the_docs(self):
+        assert UNDECLARED_PORTS in (ROOT / "docs" / "demo.md").read_text()
+        assert f"the ports {DECLARED[0]} to {DECLARED[-1]}" in (ROOT / "docs" / "demo.md").read_text()
 
 
 class TestReadme:
