@@ -1,4 +1,4 @@
-"""``dse demo``: three nodes on one bus, and a view of them.
+"""``dse demo``: four nodes on one bus, and a view of them.
 
 On ``fake://`` the nodes share this process. On any other bus each has a process of its own, and this one is on no bus:
 it starts them, shows what they tell through pipes, and ends them. They end with it, whatever ends it: a node's process
@@ -52,7 +52,7 @@ def run_demo(transport: str, *, seconds: float | None = None, bus: str | None = 
         nodes: Nodes = (InProcess if _in_process(url) else Processes)(plan, events.put)
         out = _stdout()
         try:
-            title = clean(f"DSE demo: three nodes {nodes.where}, bus {plan.bus}, {url}")
+            title = clean(f"DSE demo: four nodes {nodes.where}, bus {plan.bus}, {url}")
             # Before a screen is taken, what cannot work says so in one line.
             Node(url, bus=plan.bus)
             if not _in_process(url):
@@ -105,7 +105,7 @@ def _show(model: Model, view: View, events: SimpleQueue[Event], began: float, se
 
 
 class Nodes(Protocol):
-    """The three nodes of a demo. where: in words."""
+    """The four nodes of a demo. where: in words."""
 
     where: str
 
@@ -138,7 +138,7 @@ class InProcess:
 class Processes:
     """Each node in a process of its own."""
 
-    where = "in three processes"
+    where = "in four processes"
 
     def __init__(self, plan: Plan, emit: Emit) -> None:
         self._plan = plan

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +13,7 @@ from typing import Any
 from dse.cli.demo_nodes import Event
 from dse.cli.text import clean
 
-__all__ = ["Entry", "Model", "NodeLine", "TableLine", "show_row"]
+__all__ = ["Entry", "Model", "NodeLine", "TableLine", "Violation", "show_row", "show_violation"]
 
 KEPT = 200
 """Entries of a kind that are kept."""
@@ -21,6 +23,13 @@ FEW_ROWS = 8
 """Rows of one change that get a line each, by table; the first copy of a table may have thousands."""
 
 LATENCIES = 10_000
+
+EARLY = 100
+"""Calls of the pager that are remembered until the violation is heard of that they are about."""
+
+
+ViolationKey = tuple[str, tuple[Any, ...]]
+"""(rule, row)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +61,17 @@ class TableLine:
     seq: int
 
 
+@dataclass(slots=True)
+class Violation:
+    """A row of a rule's table. since, until: seconds since the demo began. pages: calls of the pager for it."""
+
+    key: ViolationKey
+    text: str
+    since: float
+    until: float | None = None
+    pages: int = 0
+
+
 @dataclass
 class Model:
     """The state of the demo. reported_at: when the auditor last told the state of the bus, None before the first."""
@@ -60,16 +80,20 @@ class Model:
     tables: dict[str, TableLine] = field(default_factory=dict)
     changes: deque[Entry] = field(default_factory=lambda: deque(maxlen=KEPT))
     calls: deque[Entry] = field(default_factory=lambda: deque(maxlen=KEPT))
+    violations: dict[ViolationKey, Violation] = field(default_factory=dict)
+    past: deque[Violation] = field(default_factory=lambda: deque(maxlen=KEPT))
     notes: deque[Entry] = field(default_factory=lambda: deque(maxlen=KEPT))
     latencies: deque[float] = field(default_factory=lambda: deque(maxlen=LATENCIES))
     connected: bool = True
     reported_at: float | None = None
     seen: int = 0
+    violated: int = 0
     called: int = 0
     failed_calls: int = 0
     own_ports: set[str] = field(default_factory=set)
     failed: str = ""
     lost: int = 0
+    _early: deque[ViolationKey] = field(default_factory=lambda: deque(maxlen=EARLY))
 
     def apply(self, event: Event, at: float) -> list[Entry]:
         """Take an event in; return what is worth a line of its own."""
@@ -80,6 +104,10 @@ class Model:
             case "call":
                 entries = [self._call(event, at)]
                 self.calls.extend(entries)
+            case "violation":
+                entries = list(self._judged(event, at))
+            case "page":
+                entries = [self._paged(event, at)]
             case "status":
                 entries = list(self._status(event, at))
                 self.notes.extend(entries)
@@ -90,7 +118,8 @@ class Model:
 
     def summary(self) -> str:
         """Return what happened, in one line."""
-        text = f"{self.seen} row changes seen, {self.called} calls"
+        violations = f"{self.violated} violation{'s' if self.violated != 1 else ''}"
+        text = f"{self.seen} row changes seen, {violations}, {self.called} calls"
         if self.latencies:
             text += f" (median {statistics.median(self.latencies):.1f} ms)"
         return text + (f", {self.failed_calls} failed" if self.failed_calls else "")
@@ -110,10 +139,38 @@ class Model:
     def _is_own(self, table: str, row: Sequence[Any]) -> bool:
         return table == "sockets" and str(row[0]) in self.own_ports
 
+    def _judged(self, event: Event, at: float) -> Iterator[Entry]:
+        rule = clean(event["rule"])
+        for row in event["went"]:
+            gone = self.violations.pop((rule, tuple(row)), None)
+            if gone is not None:
+                gone.until = at
+                self.past.append(gone)
+                yield Entry(at, "over", f"{rule}: {gone.text}, after {at - gone.since:.1f} s", "good")
+        for row in event["came"]:
+            key = (rule, tuple(row))
+            new = self.violations[key] = Violation(key, show_violation(event["columns"], row), at)
+            self.violated += 1
+            while key in self._early:
+                self._early.remove(key)
+                new.pages += 1
+            yield Entry(at, "violation", f"{rule}: {new.text}", "bad")
+
+    def _paged(self, event: Event, at: float) -> Entry:
+        key = clean(event["rule"]), tuple(event["row"])
+        # The policy tells its subscribers and the pager at once: either may be heard first, and late.
+        late = (violation for violation in reversed(self.past) if violation.key == key and not violation.pages)
+        violation = self.violations.get(key) or next(late, None)
+        if violation is not None:
+            violation.pages += 1
+        else:
+            self._early.append(key)
+        return Entry(at, "paged", f"{key[0]}: {show_violation(event['columns'], event['row'])}")
+
     def _call(self, event: Event, at: float) -> Entry:
         self.called += 1
         if event["ok"]:
-            if event["call"] == "door.open()":
+            if event["call"].startswith("door.open("):
                 self.own_ports.add(event["result"])
             self.latencies.append(event["ms"])
         else:
@@ -173,6 +230,17 @@ def show_row(table: str, row: Sequence[Any], *, own: bool = False) -> str:
         pid, name, user, _ = row
         return clean(f"{pid} {name or '?'} ({user or '?'})", 300)
     return clean(", ".join(map(str, row)), 300)  # another program's service of that name, on a shared bus
+
+
+def show_violation(columns: Sequence[str], row: Sequence[Any]) -> str:
+    """Return a row of a rule as text that is safe to show: the name of each column, and its value."""
+    parts = []
+    for column, value in zip(columns, row, strict=False):
+        if column == "started" and isinstance(value, float):
+            with contextlib.suppress(ValueError, OverflowError, OSError):  # another program's rule
+                value = time.strftime("%H:%M:%S", time.localtime(value))
+        parts.append(f"{column} {'?' if value is None else value}")
+    return clean(", ".join(parts), 300)
 
 
 def show_service(service: Event) -> str:

@@ -1,8 +1,10 @@
-"""The demo's three nodes. What they have to show they tell as events: dicts that JSON can carry.
+"""The demo's four nodes. What they have to show they tell as events: dicts that JSON can carry.
 
 | event | from | keys |
 | --- | --- | --- |
 | change | auditor | service, table, added, removed, seq |
+| violation | auditor | rule (policy.rule), columns, came, went: the rows of the rule's table that came and went |
+| page | pager, on the auditor's node | rule, columns, row: the policy called it for that row |
 | status | auditor | connected, nodes, tables |
 | call | caller | call, result, ok, ms |
 | log | any | node, text |
@@ -13,28 +15,39 @@
 from __future__ import annotations
 
 import logging
-import socket
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dse.cli.demo_door import Door
 from dse.cli.text import clean
 from dse.core.info import DataServiceInfo
 from dse.core.methods import every, on_change, rpc
 from dse.core.node import Node
 from dse.core.service import DataService
 from dse.core.table import Change, Replica
-from dse.errors import DseError
-from dse.services.sources.host import Host
+from dse.errors import DseError, MissingExtra
 
-__all__ = ["ROLES", "Auditor", "Caller", "Door", "Emit", "Event", "LogEvents", "Plan", "make_node"]
+try:
+    from dse.cli.demo_policy import POLICY, RULE, make_policy
+    from dse.services.sources.host import Host
+except (MissingExtra, ModuleNotFoundError) as error:
+    lacking = getattr(error.__cause__ or error, "name", None)
+    raise MissingExtra(
+        f"the demo lacks a package ({lacking} cannot be imported); install it with: pip install 'dse[demo]'",
+        extra="demo",
+    ) from error
+
+__all__ = ["ROLES", "Auditor", "Caller", "Emit", "Event", "LogEvents", "Pager", "Plan", "make_node"]
 
 Event = dict[str, Any]
 Emit = Callable[[Event], None]
 
-ROLES = ("host", "auditor", "caller")
+ROLES = ("host", "policy", "auditor", "caller")
+
+LOOK = 0.5
+"""Seconds from one look at the machine to the next: a violation is to be seen within a second."""
 
 
 @dataclass(frozen=True)
@@ -52,47 +65,16 @@ class Plan:
 def make_node(role: str, plan: Plan, emit: Emit) -> Node:
     """Return the node of that role, not started."""
     services: dict[str, Callable[[], list[DataService]]] = {
-        "host": lambda: [Host("host", tables=["sockets", "processes"]), Door("door")],
-        "auditor": lambda: [Auditor("auditor", emit)],
+        "host": lambda: [Host("host", tables=["sockets", "processes"], interval=LOOK), Door("door")],
+        "policy": lambda: [make_policy("policy")],
+        "auditor": lambda: [Auditor("auditor", emit), Pager("pager", emit)],
         "caller": lambda: [Caller("caller", emit, plan.node_id("host"))],
     }
     return Node(plan.url, node_id=plan.node_id(role), bus=plan.bus, services=services[role](), workers=4)
 
 
-class Door(DataService):
-    """Opens and closes a listening port of its own, one at a time. Lock: ``_lock`` protects ``_listener``."""
-
-    def __init__(self, service_id: str) -> None:
-        super().__init__(service_id)
-        self._lock = threading.Lock()
-        self._listener: socket.socket | None = None
-
-    @rpc
-    def open(self) -> int:
-        """Listen on a free loopback port, instead of the last one, and return it."""
-        listener = socket.create_server(("127.0.0.1", 0))
-        with self._lock:
-            before, self._listener = self._listener, listener
-        if before is not None:
-            before.close()
-        port: int = listener.getsockname()[1]
-        return port
-
-    @rpc
-    def close(self) -> bool:
-        """Close the port; say whether one was open."""
-        with self._lock:
-            before, self._listener = self._listener, None
-        if before is not None:
-            before.close()
-        return before is not None
-
-    def on_stop(self) -> None:
-        self.close()
-
-
 class Auditor(DataService):
-    """Follows the host's tables, and tells what comes and goes and who is on the bus."""
+    """Follows the host's tables and the policy's rule, and tells what comes and goes and who is on the bus."""
 
     def __init__(self, service_id: str, emit: Emit) -> None:
         super().__init__(service_id)
@@ -102,6 +84,9 @@ class Auditor(DataService):
     def on_start(self) -> None:
         # For their state; subscribers on one node share one copy, so this costs nothing beside the callback's.
         self._replicas = [self.subscribe("host", "sockets"), self.subscribe("host", "processes")]
+        # A rule's table is there once the policy knows those it reads.
+        self._found = self.subscribe(POLICY, RULE, self.judged, patient=True)
+        self._replicas.append(self._found)
 
     @on_change("host", "sockets")
     @on_change("host", "processes")
@@ -115,6 +100,18 @@ class Auditor(DataService):
                 "added": _sorted_rows(change.added),
                 "removed": _sorted_rows(change.removed),
                 "seq": change.version[1],
+            }
+        )
+
+    def judged(self, change: Change) -> None:
+        """Tell the violations that came and went."""
+        self._emit(
+            {
+                "kind": "violation",
+                "rule": f"{change.service_id}.{change.table}",
+                "columns": list(self._found.columns),
+                "came": _sorted_rows(change.added),
+                "went": _sorted_rows(change.removed),
             }
         )
 
@@ -149,8 +146,25 @@ class Auditor(DataService):
         )
 
 
+class Pager(DataService):
+    """What the policy calls for each violation, once."""
+
+    def __init__(self, service_id: str, emit: Emit) -> None:
+        super().__init__(service_id)
+        self._emit = emit
+
+    @rpc
+    def page(self, rule: str, port: int, process: str | None, pid: int, started: float | None) -> None:
+        """Tell somebody about a row of a rule."""
+        row = {"port": port, "process": process, "pid": pid, "started": started}
+        self._emit({"kind": "page", "rule": rule, "columns": list(row), "row": list(row.values())})
+
+
 class Caller(DataService):
-    """Calls the host node in turn: open a port, ask about it, close it, ask about the machine."""
+    """Calls the host node in turn: open a port, ask about it, close it, ask about the machine.
+
+    The first port is not one that the door has declared, the next one is, and so on.
+    """
 
     def __init__(self, service_id: str, emit: Emit, host_node: str) -> None:
         super().__init__(service_id)
@@ -164,9 +178,10 @@ class Caller(DataService):
         """Make the next call."""
         if self._turn == 0 and not self._host_is_there():
             return
-        turn, self._turn = self._turn % 4, self._turn + 1
+        turn, declared = self._turn % 4, self._turn % 8 >= 4
+        self._turn += 1
         if turn == 0:
-            self._port = self._timed("door", "open", {}) or 0
+            self._port = self._timed("door", "open", {"declared": declared}) or 0
         elif turn == 1 and self._port:
             self._timed("host", "listeners", {"port": self._port})
         elif turn == 2:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self, TextIO
 
-from dse.cli.demo_model import Entry, Model, show_service, show_version
+from dse.cli.demo_model import Entry, Model, Violation, show_service, show_version
+from dse.cli.demo_policy import POLICY, RULE
 from dse.cli.text import clean
 from dse.errors import MissingExtra
 
@@ -21,8 +23,10 @@ _STYLES = {"good": "green", "bad": "red", "quiet": "dim", "": ""}
 _STATES = {"JOINED": "green", "LIVE": "green", "SUSPECT": "yellow", "SYNCING": "yellow", "STALE": "yellow"}
 _STALE_REPORT = 3.0  # seconds after which the auditor's report counts as old
 _WIDE = 100  # columns from which changes and calls stand side by side
-_TALL = 32  # lines from which services have a panel of their own
-_LOW = 18  # lines below which tables have none, so that changes and calls are seen
+_WIDER = 130  # columns from which nodes and tables do
+_LINES = 8  # of a panel, at most, under its column names
+_VIOLATIONS = 3  # lines of theirs, however many there are: nothing jumps when one comes
+_NEWS = 8  # lines that are left to changes and calls
 
 
 class Unread(Exception):
@@ -136,13 +140,6 @@ def draw(model: Model, title: str, now: float, width: int, height: int) -> Rende
     """Return the screen of that size."""
     from rich.layout import Layout
 
-    parts = [Layout(_header(model, title, now, width), size=1)]
-    parts.append(Layout(_nodes(model, now), size=_size(len(model.nodes))))
-    if height >= _TALL:
-        services = sum(len(node.services) for node in model.nodes.values())
-        parts.append(Layout(_services(model), size=_size(services)))
-    if height >= _LOW:
-        parts.append(Layout(_tables(model), size=_size(len(model.tables))))
     changes = Layout(_entries("changes, latest first", model.changes, topics=True))
     calls = Layout(_entries("calls, latest first", model.calls))
     news = Layout(ratio=1, minimum_size=4)
@@ -150,15 +147,32 @@ def draw(model: Model, title: str, now: float, width: int, height: int) -> Rende
         news.split_row(changes, calls)
     else:
         news.split_column(changes, calls)
-    parts += [news, Layout(_footer(model), size=1)]
+    nodes = Layout(_nodes(model, now), size=_size(len(model.nodes)))
+    violations = Layout(_violations(model, now), size=_size(_VIOLATIONS))
+    tables = Layout(_tables(model), size=_size(len(model.tables)))
+    services = Layout(_services(model), size=_size(sum(len(node.services) for node in model.nodes.values())))
+    wanted = [violations, nodes, tables, services]
+    if width >= _WIDER:
+        beside = Layout(size=max(nodes.size or 0, tables.size or 0))
+        beside.split_row(nodes.renderable, tables.renderable)
+        wanted[1:3] = [beside]
+    room = height - 2 - _NEWS
+    shown = []
+    for panel in wanted:  # the most important first: each has a place if it fits
+        lines = panel.size or 0
+        if lines <= room:
+            shown.append(panel)
+            room -= lines
+    shown.sort(key=lambda panel: [wanted[1], violations, *wanted[2:]].index(panel))  # the nodes are on top
     screen = Layout()
-    screen.split_column(*parts)
+    header, footer = Layout(_header(model, title, now, width), size=1), Layout(_footer(model), size=1)
+    screen.split_column(header, *shown, news, footer)
     return screen
 
 
 def _size(count: int) -> int:
-    """Return the height of a panel with so many lines, at most six, under its column names."""
-    return max(1, min(count, 6)) + 3
+    """Return the height of a panel with so many lines, at most `_LINES`, under its column names."""
+    return max(1, min(count, _LINES)) + 3
 
 
 def _header(model: Model, title: str, now: float, width: int) -> RenderableType:
@@ -182,6 +196,25 @@ def _nodes(model: Model, now: float) -> RenderableType:
         services = ", ".join(service["service_id"] for service in node.services) or "-"
         rows.append([_text(name), _state(node.state), _text(heard), _text(services)])
     return _grid(f"nodes, as the auditor sees them{old}", ("node", "state", "last heard", "services"), rows)
+
+
+def _violations(model: Model, now: float) -> RenderableType:
+    table = model.tables.get(f"{POLICY}.{RULE}")
+    old = "" if table is None or table.state == "LIVE" else f"; the auditor's copy is {table.state}"
+    present = reversed(model.violations.values())
+    recent = [*present, *reversed(model.past)]
+    rows = [[*_violation(violation, now)] for violation in islice(recent, _VIOLATIONS)]
+    now_there = len(model.violations)
+    title = f"violations: {now_there} now, {model.violated - now_there} over{old}"
+    return _grid(title, ("rule", "since", "for", "paged", "what"), rows, gap=2)
+
+
+def _violation(violation: Violation, now: float) -> Iterable[Text]:
+    over = violation.until is not None
+    lasted = (violation.until if violation.until is not None else now) - violation.since
+    paged = {0: "no", 1: "once"}.get(violation.pages, f"{violation.pages} times")
+    cells = (violation.key[0], f"{violation.since:.1f}", f"{lasted:.1f} s{', over' if over else ''}", paged)
+    return [_text(cell, "dim" if over else "bold red") for cell in (*cells, violation.text)]
 
 
 def _services(model: Model) -> RenderableType:
@@ -229,10 +262,10 @@ def _footer(model: Model) -> RenderableType:
     return text
 
 
-def _grid(title: str, columns: Sequence[str], rows: Sequence[Sequence[Text]]) -> RenderableType:
+def _grid(title: str, columns: Sequence[str], rows: Sequence[Sequence[Text]], *, gap: int = 3) -> RenderableType:
     from rich.table import Table
 
-    table = Table(box=None, expand=True, padding=(0, 3, 0, 0), header_style="dim", pad_edge=False)
+    table = Table(box=None, expand=True, padding=(0, gap, 0, 0), header_style="dim", pad_edge=False)
     for column in columns:
         table.add_column(column, no_wrap=True, overflow="ellipsis", ratio=1 if column == columns[-1] else None)
     for row in rows:

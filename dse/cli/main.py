@@ -91,10 +91,11 @@ def _parser() -> argparse.ArgumentParser:
 def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     demo = commands.add_parser(
         "demo",
-        help="three nodes on one bus, with this machine's own sockets and processes",
+        help="four nodes on one bus, with this machine's own sockets and processes, and a policy over them",
         description=(
-            "Three nodes on one bus: one publishes this machine's listening sockets and processes, one shows them come "
-            "and go, one calls the first by RPC. A live view in a terminal, plain lines in a pipe. Ctrl-C ends it."
+            "Four nodes on one bus: one publishes this machine's listening sockets and processes, one has a policy "
+            "over them, one shows rows and violations come and go, one calls the first by RPC. A live view in a "
+            "terminal, plain lines in a pipe. Ctrl-C ends it."
         ),
         epilog=(
             "exit codes: 0 ended by --seconds, Ctrl-C, SIGTERM or its reader; "

@@ -45,33 +45,62 @@ class Demo:
         for line in self.lines:
             if found := re.search(pattern, line):
                 return found
+        return self.until_again(pattern)
+
+    def _read_on(self, pattern: str, deadline: float) -> str:
+        try:
+            line = self._queue.get(timeout=max(0.0, deadline - time.monotonic()))
+        except Empty:
+            line = None
+        if line is None:
+            pytest.fail(f"no line matched {pattern!r}:\n{''.join(self.lines)}\n{self.errors}")
+        self.lines.append(line)
+        return line
+
+    def until_again(self, pattern: str) -> re.Match[str]:
+        """Read on until a line matches that was not read before."""
         deadline = time.monotonic() + PATIENCE
         while True:
-            try:
-                line = self._queue.get(timeout=max(0.0, deadline - time.monotonic()))
-            except Empty:
-                line = None
-            if line is None:
-                pytest.fail(f"no line matched {pattern!r}:\n{''.join(self.lines)}\n{self.errors}")
-            self.lines.append(line)
-            if found := re.search(pattern, line):
+            if found := re.search(pattern, self._read_on(pattern, deadline)):
                 return found
 
     def see_the_port_come_and_go(self) -> None:
-        """The port that the caller had opened by RPC appears in the auditor's copy, and disappears."""
-        port = self.until(r"call .* ms  door\.open\(\) -> (\d+)")[1]
-        self.until(rf"sockets +\+ 127\.0\.0\.1:{port} tcp")
+        """A port that the caller had opened by RPC appears in the auditor's copy, and disappears.
+
+        Not always the first one: that may be closed before the auditor has its first copy.
+        """
+        port = self.until(r"sockets +\+ 127\.0\.0\.1:(\d+) tcp \(the demo's own\)")[1]
+        self.until(rf"call .* ms  door\.open\(declared=\w+\) -> {port}$")
         self.until(r"call .* ms  door\.close\(\) -> True")
         self.until(rf"sockets +- 127\.0\.0\.1:{port} tcp")
 
+    def see_a_violation_come_and_go(self) -> None:
+        """A port that the door has not declared is a violation until it is closed, and somebody is paged once.
+
+        Nothing else on this machine is one, nor a port of the door's that it has declared.
+        """
+        port = self.until(r"violation +security\.undeclared_ports: port (\d+), process .*, pid \d+, started [\d:]+$")[1]
+        self.until(rf"call .* ms  door\.open\(declared=False\) -> {port}$")
+        self.until(rf"paged +security\.undeclared_ports: port {port}, process ")
+        self.until(rf"over +security\.undeclared_ports: port {port}, process .*, after [\d.]+ s$")
+        declared = self.until(r"call .* ms  door\.open\(declared=True\) -> (\d+)$")[1]
+        self.until(rf"sockets +\+ 127\.0\.0\.1:{declared} tcp")
+        self.until(rf"sockets +- 127\.0\.0\.1:{declared} tcp")
+        seen = "".join(self.lines)
+        assert len(re.findall(rf"paged .* port {port},", seen)) == 1
+        undeclared = re.findall(r"door\.open\(declared=False\) -> (\d+)\n", seen)
+        assert {*re.findall(r"violation .* port (\d+),", seen)} <= {*undeclared}
+
     def see_it_whole(self) -> str:
         """Everything a user is told: nodes, services, replicas. Return the bus's name."""
-        for role in ("host", "auditor", "caller"):
+        for role in ("host", "policy", "auditor", "caller"):
             self.until(rf"node +{role}-\w+ JOINED")
         self.until(r"service +host on host-\w+: publishes sockets, processes, status; methods ")
         self.until(r"table +host\.processes LIVE, \d+ rows")
+        self.until(r"service +security on policy-\w+: publishes undeclared_ports")
         self.see_the_port_come_and_go()
-        return self.until(r"^DSE demo: three nodes .*, bus (\S+), ")[1]
+        self.see_a_violation_come_and_go()
+        return self.until(r"^DSE demo: four nodes .*, bus (\S+), ")[1]
 
     def interrupt(self, number: signal.Signals = signal.SIGINT, within: float = 10.0) -> None:
         """Send the signal: the demo ends quickly and in order, and none of its processes is left."""
@@ -124,10 +153,10 @@ def no_longer_running(processes: list[psutil.Process]) -> bool:
 
 
 def shows_itself_over(broker: Broker) -> None:
-    """Over a broker: three processes, all that they have to tell, and nothing left after Ctrl-C."""
+    """Over a broker: four processes, all that they have to tell, and nothing left after Ctrl-C."""
     with demo("--transport", broker.url) as running:
         bus = running.see_it_whole()
-        assert len(psutil.Process(running.process.pid).children()) == 3
+        assert len(psutil.Process(running.process.pid).children()) == 4
         running.interrupt()
     if broker.can_look:
         assert not broker.leftovers(bus)
@@ -148,7 +177,7 @@ def test_it_ends_by_itself():
     with demo("--transport", "fake://mine", "--seconds", "1.5", "--bus", "my bus") as running:
         assert running.end() == 0
         assert ", bus my bus, fake://mine" in running.until("^DSE demo")[0] + running.lines[0]
-        running.until(r"  end +\d+ row changes seen, \d+ calls")
+        running.until(r"  end +\d+ row changes seen, \d+ violations?, \d+ calls")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
@@ -186,6 +215,8 @@ def test_a_reader_that_has_enough_ends_it():
 def test_in_a_terminal_it_fills_the_screen_and_gives_it_back():
     master, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+    # These stand above the terminal's own size, and a test runner may have set them.
+    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
     before = termios.tcgetattr(terminal)
     # The terminal becomes the controlling one, so that what is typed there is a signal.
     take = (
@@ -197,10 +228,11 @@ def test_in_a_terminal_it_fills_the_screen_and_gives_it_back():
         stdout=terminal,
         stderr=terminal,
         start_new_session=True,
-        env={**os.environ, "TERM": "xterm-256color", "PYTHONIOENCODING": "utf-8"},
+        env={**environment, "TERM": "xterm-256color", "PYTHONIOENCODING": "utf-8"},
     )
+    shown = [b"door.open(declared=", b"- 127.0.0.1:", b"violations: 1 now, 0 over", b"violations: 0 now, 1 over"]
     try:
-        screen = read_until(master, b"", [b"host.sockets", b"LIVE", b"auditor-", b"door.open() -> ", b"- 127.0.0.1:"])
+        screen = read_until(master, b"", [b"host.sockets", b"LIVE", b"auditor-", *shown])
         os.write(master, b"\x03")
         screen = read_until(master, screen, [b"row changes seen, ", b"\x1b[?1049l"])
         assert process.wait(PATIENCE) == 0
@@ -241,7 +273,7 @@ def test_no_process_outlives_a_demo_that_is_killed(redis_server: Broker):
         running.until(r"call ")
         children = psutil.Process(running.process.pid).children()
         running.process.kill()
-        assert len(children) == 3
+        assert len(children) == 4
         assert no_longer_running(children)
 
 
@@ -253,6 +285,18 @@ def test_a_node_whose_process_dies_is_reported_and_the_others_go_on(redis_server
         running.until(r"node +host-\w+: its process was killed by SIGKILL")
         running.until(r"node +host-\w+ DEAD")
         running.until(r"table +host\.sockets STALE")
+        running.process.send_signal(signal.SIGINT)
+        assert running.end() == 1
+
+
+def test_a_policy_whose_process_dies_leaves_what_it_found_and_the_others_go_on(redis_server: Broker):
+    with demo("--transport", redis_server.url) as running:
+        running.until(r"violation +security\.undeclared_ports: ")
+        (policy,) = (c for c in psutil.Process(running.process.pid).children() if c.cmdline()[-1] == "policy")
+        policy.kill()
+        running.until(r"node +policy-\w+: its process was killed by SIGKILL")
+        running.until(r"table +security\.undeclared_ports STALE, ")
+        running.until_again(r"call .* ms  door\.open")
         running.process.send_signal(signal.SIGINT)
         assert running.end() == 1
 

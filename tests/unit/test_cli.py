@@ -13,7 +13,9 @@ import pytest
 from rich.console import Console
 
 import dse
-from dse.cli.demo_model import FEW_ROWS, Model, show_row
+from dse.cli.demo_door import DECLARED, Door
+from dse.cli.demo_model import FEW_ROWS, Model, show_row, show_violation
+from dse.cli.demo_policy import UNDECLARED_PORTS
 from dse.cli.demo_view import LinesView, Unread, choose_view, draw
 from dse.cli.main import main
 from dse.cli.text import clean
@@ -22,6 +24,7 @@ from dse.testing.process import PortHold
 
 ROOT = Path(__file__).parents[2]
 HOSTILE = "\x1b[2J\x1b]0;owned\x07[bold red]x[/] \n:boom: \u202egnp.exe \ud800"
+COLUMNS = ["port", "process", "pid", "started"]
 
 
 def status(*nodes: tuple[str, str], connected: bool = True, rows: int = 3) -> dict:
@@ -41,6 +44,14 @@ def change(*added: list, removed: tuple[list, ...] = (), table: str = "sockets")
 
 def call(name: str, result: str, *, ok: bool = True) -> dict:
     return {"kind": "call", "call": name, "result": result, "ok": ok, "ms": 1.25}
+
+
+def violation(*came: list, went: tuple[list, ...] = (), rule: str = "security.undeclared_ports") -> dict:
+    return {"kind": "violation", "rule": rule, "columns": COLUMNS, "came": [*came], "went": [*went]}
+
+
+def page(row: list, rule: str = "security.undeclared_ports") -> dict:
+    return {"kind": "page", "rule": rule, "columns": COLUMNS, "row": row}
 
 
 def socket_row(port: int, process: str = "python") -> list:
@@ -101,11 +112,12 @@ class TestCommand:
         assert main(["demo", "--bus", "b" * 300, "--seconds", "1"]) == 2
         assert capsys.readouterr().err.count("\n") == 1
 
-    def test_without_psutil_it_names_the_extra(self):
-        code = "import sys; sys.modules['psutil'] = None; from dse.cli.main import main; sys.exit(main(['demo']))"
+    @pytest.mark.parametrize("package", ["psutil", "sqlglot"])
+    def test_without_a_package_it_names_it_and_the_extra(self, package):
+        code = f"import sys; sys.modules[{package!r}] = None; from dse.cli.main import main; sys.exit(main(['demo']))"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
         assert done.returncode == 2
-        assert "pip install 'dse[demo]'" in done.stderr
+        assert f"({package} cannot be imported); install it with: pip install 'dse[demo]'" in done.stderr
         assert done.stderr.count("\n") == 1
 
 
@@ -141,7 +153,7 @@ class TestViews:
         for event in (
             status(("auditor", "JOINED"), ("host", "SUSPECT"), *((f"n{i}", "DEAD") for i in range(20))),
             change(*(socket_row(port) for port in range(1, 50))),
-            call("door.open()", "4242"),
+            call("door.open(declared=False)", "4242"),
             {"kind": "exit", "node": "host", "code": -9, "text": "its process was killed by SIGKILL"},
         ):
             model.apply(event, 1.0)
@@ -153,10 +165,37 @@ class TestViews:
         model = Model()
         model.apply(status(("auditor", "JOINED"), ("host", "SUSPECT")), 1.0)
         model.apply(change(socket_row(4242)), 1.5)
-        model.apply(call("door.open()", "4242"), 1.6)
+        model.apply(call("door.open(declared=False)", "4242"), 1.6)
         shown = rendered(model, 120, 40)
-        for expected in ("SUSPECT", "host.sockets", "LIVE", "abcd/7", "+ 127.0.0.1:4242 tcp", "door.open() -> 4242"):
+        for expected in (
+            "SUSPECT",
+            "host.sockets",
+            "LIVE",
+            "abcd/7",
+            "+ 127.0.0.1:4242 tcp",
+            "door.open(declared=False) -> 4242",
+        ):
             assert expected in shown
+
+    def test_the_screen_shows_violations_those_of_now_first(self):
+        model = Model()
+        model.apply(violation(["first", "p", 1, None]), 1.0)
+        model.apply(violation(["second", "p", 2, None]), 2.0)
+        model.apply(violation(went=(["second", "p", 2, None],)), 3.5)
+        model.apply(page(["first", "p", 1, None]), 3.6)
+        lines = rendered(model, 120, 40, now=4.0).splitlines()
+        (title,) = (number for number, line in enumerate(lines) if "violations: 1 now, 1 over" in line)
+        assert lines[title + 1].split()[1:-1] == ["rule", "since", "for", "paged", "what"]
+        now, over = ([cell for cell in re.split(r"\s{2,}|│", line) if cell] for line in lines[title + 2 : title + 4])
+        assert now[1:4] == ["1.0", "3.0 s", "once"]
+        assert over[1:4] == ["2.0", "1.5 s, over", "no"]
+
+    def test_violations_of_a_policy_that_is_gone_are_called_stale(self):
+        model = Model()
+        told = status(("auditor", "JOINED"))
+        told["tables"] = [{"name": "security.undeclared_ports", "state": "STALE", "rows": 1, "epoch": "e", "seq": 1}]
+        model.apply(told, 1.0)
+        assert "the auditor's copy is STALE" in rendered(model, 120, 40)
 
     def test_an_old_report_is_called_old(self):
         model = Model()
@@ -167,7 +206,9 @@ class TestViews:
         model = Model()
         model.apply(status((HOSTILE, "JOINED")), 1.0)
         news = model.apply(change(socket_row(1, HOSTILE), [1, HOSTILE, "tcp", None, None, None]), 1.0)
-        news += model.apply(call("door.open()", HOSTILE), 1.0)
+        news += model.apply(call("door.open(declared=False)", HOSTILE), 1.0)
+        news += model.apply(violation([1, HOSTILE, 1, None]), 1.0)
+        news += model.apply(page([1, HOSTILE, 1, None]), 1.0)
         news += model.apply({"kind": "log", "node": "host", "text": HOSTILE}, 1.0)
         assert all(entry.text.isprintable() for entry in news)
         shown = rendered(model, 200, 40)
@@ -195,7 +236,7 @@ class TestModel:
 
     def test_the_demos_own_port_is_marked_and_never_cut(self):
         model = Model()
-        model.apply(call("door.open()", "4242"), 0.0)
+        model.apply(call("door.open(declared=False)", "4242"), 0.0)
         news = model.apply(change(*(socket_row(port) for port in range(4200, 4300))), 0.0)
         assert news[0].text.startswith("+ 127.0.0.1:4242 tcp (the demo's own)")
 
@@ -216,9 +257,36 @@ class TestModel:
     def test_the_summary_counts(self):
         model = Model()
         model.apply(change(socket_row(1), removed=(socket_row(2),)), 0.0)
-        model.apply(call("door.open()", "1"), 0.0)
+        model.apply(call("door.open(declared=False)", "1"), 0.0)
         model.apply(call("door.close()", "CallTimeout: ...", ok=False), 0.0)
-        assert model.summary() == "2 row changes seen, 2 calls (median 1.2 ms), 1 failed"
+        assert model.summary() == "2 row changes seen, 0 violations, 2 calls (median 1.2 ms), 1 failed"
+
+    def test_a_violation_is_news_when_it_comes_and_when_it_is_over(self):
+        model = Model()
+        row = [4242, "python", 42, None]
+        came = model.apply(violation(row), 1.0)
+        assert [(e.topic, e.text) for e in came] == [
+            ("violation", "security.undeclared_ports: port 4242, process python, pid 42, started ?")
+        ]
+        (held,) = model.violations.values()
+        over = model.apply(violation(went=(row,)), 3.5)
+        assert [(e.topic, e.text) for e in over] == [("over", f"{came[0].text}, after 2.5 s")]
+        assert (model.violations, list(model.past), held.until) == ({}, [held], 3.5)
+        assert model.summary().startswith("0 row changes seen, 1 violation, ")
+
+    @pytest.mark.parametrize("order", ["page, came, went", "came, page, went", "came, went, page"])
+    def test_a_page_counts_for_its_violation_whenever_it_is_heard_of(self, order):
+        model = Model()
+        row = [4242, "python", 42, 1.5]
+        events = {"page": page(row), "came": violation(row), "went": violation(went=(row,))}
+        for each in order.split(", "):
+            model.apply(events[each], 1.0)
+        model.apply(violation(row), 2.0)  # the same once more: it was not paged for
+        assert [violation.pages for violation in (*model.past, *model.violations.values())] == [1, 0]
+
+    def test_a_start_time_is_shown_as_one_if_it_can_be_one(self):
+        assert re.fullmatch(r"started \d\d:\d\d:\d\d", show_violation(["started"], [1.5]))
+        assert show_violation(["started", "n"], [1e300, 2]) == "started 1e+300, n 2"
 
     def test_rows_of_another_programs_tables_are_shown_too(self):
         assert show_row("sockets", [1, 2]) == "1, 2"
@@ -236,6 +304,33 @@ class TestClean:
         assert clean("x" * 50, 10) == "x" * 9 + "…"
 
 
+<<<<<<< HEAD
+=======
+class TestDoor:
+    def test_it_opens_declared_ports_and_others_one_at_a_time(self):
+        door = Door("door")
+        for declared in (True, False, True):
+            port = door.open(declared)
+            assert (port in DECLARED) is declared
+            socket.create_connection(("127.0.0.1", port), timeout=5).close()
+        assert door.close() is True
+        assert door.close() is False
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port), timeout=5)
+
+    def test_without_a_free_port_it_says_so(self, monkeypatch):
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            monkeypatch.setattr("dse.cli.demo_door.DECLARED", range(port, port + 1))
+            with pytest.raises(OSError, match=f"no free port was found from {port} to {port}"):
+                Door("door").open(declared=True)
+
+    def test_the_rule_is_the_one_in_the_docs(self):
+        assert UNDECLARED_PORTS in (ROOT / "docs" / "demo.md").read_text()
+        assert f"the ports {DECLARED[0]} to {DECLARED[-1]}" in (ROOT / "docs" / "demo.md").read_text()
+
+
+>>>>>>> demo
 class TestReadme:
     TEXT = (ROOT / "README.md").read_text()
     EXAMPLE = ROOT / "examples" / "quickstart.py"

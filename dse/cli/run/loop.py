@@ -68,19 +68,19 @@ class MainLoop:
         signals.install()
         try:
             self._logs.apply(LogOptions())
-            code = self._run()
+            code = self._run(signals)
             return self._stop(code)
         finally:
             signals.uninstall()
             self._logs.close()
             self._events.close()
 
-    def _run(self) -> int:
+    def _run(self, signals: _Signals) -> int:
         self._begin(self._runner.start)
         ends: float | None = None
         while True:
             event = self._next(ends)
-            if isinstance(event, _Signal) and event.number == signal.SIGHUP:
+            if isinstance(event, _Signal) and event.number == signal.SIGHUP and not signals.terminal_closed:
                 self._requests.ask_reload()
             elif isinstance(event, _Signal):
                 if not self._requests.stop:
@@ -193,6 +193,14 @@ class _Done(_Event):
         self.error = error
 
 
+def _has_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
+
+
 class _Signals:
     """Turns signals into events. The second Ctrl-C ends the process at once."""
 
@@ -201,10 +209,17 @@ class _Signals:
         self._before: dict[signal.Signals, object] = {}
         self._woken_before = -1
         self._interrupted = False
+        self._terminal = False  # whether this process is to end with its terminal
+
+    @property
+    def terminal_closed(self) -> bool:
+        """Whether SIGHUP means that the terminal was closed in which this was started, rather than *reload*."""
+        return self._terminal and not _has_terminal()
 
     def install(self) -> None:
         """Take the signals, when called by the main thread; others cannot."""
         if threading.current_thread() is threading.main_thread():
+            self._terminal = _has_terminal() and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN  # as nohup does
             self._woken_before = self._events.wake_for_signals()
             for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._heard)
