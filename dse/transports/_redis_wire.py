@@ -285,8 +285,8 @@ class Wire:
                     raise BlockingIOError from None
 
     def _receive_tls(self, sock: socket.socket, timeout: float | None) -> bool:
-        # OpenSSL's state must not be used by two threads at once, but waiting needs none of it. What can be received
-        # may be part of a record, or nothing for us: only the deadline ends the wait, however often the socket is ready.
+        # OpenSSL's state must not be used by two threads at once, but waiting needs none of it. What the socket is
+        # ready for may be part of a record, or nothing for us.
         longest = self._receive_timeout
         deadline = time.monotonic() + (longest if timeout is None else min(timeout, longest))
         while True:

@@ -444,9 +444,40 @@ class TestTls:
     def test_carries_everything(self, bus: Bus, tls_url: str) -> None:
         transport, events = bus.open(tls_url)
         round_trip(transport, events)
-        largest = secrets.token_bytes(transport.capabilities.max_frame)
-        transport.send(direct("trip"), largest)
-        events.wait(lambda e: e.got[-1][1] == largest)
+        for size in (16_383, 16_384, 65_536, 65_537, transport.capabilities.max_frame):  # around TLS records and reads
+            frame = secrets.token_bytes(size)
+            transport.send(direct("trip"), frame)
+            events.wait(lambda e, frame=frame: e.got[-1][1] == frame)  # type: ignore[misc]
+
+    def test_no_round_trip_waits_for_the_next_look_at_the_connection(self, bus: Bus, tls_url: str) -> None:
+        (here, heard_here), (there, heard_there) = [bus.open(f"{tls_url}&heartbeat=60") for _ in range(2)]
+        here.listen(direct("here"))
+        there.listen(direct("there"))
+        for trip in range(1, 501):
+            here.send(direct("there"), b"%d" % trip)
+            heard_there.wait(lambda e, trip=trip: len(e.got) == trip, 2.5)  # type: ignore[misc]
+            there.send(direct("here"), b"%d" % trip)
+            heard_here.wait(lambda e, trip=trip: len(e.got) == trip, 2.5)  # type: ignore[misc]
+
+    def test_frames_that_come_in_one_record_are_all_taken_at_once(self, bus: Bus, tls_url: str) -> None:
+        (here, heard), (there, sent) = [bus.open(f"{tls_url}&heartbeat=60") for _ in range(2)]
+        here.listen(direct("here"))
+        there.listen(direct("there"))
+
+        def answer(address: Address, frame: bytes) -> None:
+            for n in range(20):
+                there.send(direct("here"), b"%s %d" % (frame, n))
+                there.send(direct("nobody"), b"%s %d" % (frame, n))
+
+        sent.on_frame = answer
+        for trip in range(1, 301):
+            here.send(direct("there"), b"%d a" % trip)
+            here.send(direct("there"), b"%d b" % trip)
+            heard.wait(lambda e, trip=trip: len(e.got) == 40 * trip, 2.5)  # type: ignore[misc]
+            sent.wait(lambda e, trip=trip: len(e.undelivered) == 40 * trip, 2.5)  # type: ignore[misc]
+        expected = [b"%d %c %d" % (trip, half, n) for trip in range(1, 301) for half in b"ab" for n in range(20)]
+        assert [frame for _, frame in heard.got] == expected
+        assert [frame for _, frame in sent.undelivered] == expected
 
     def test_many_threads(self, bus: Bus, tls_url: str) -> None:
         transport, events = bus.open(tls_url)
