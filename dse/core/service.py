@@ -26,12 +26,18 @@ __all__ = ["DataService"]
 
 _log = logging.getLogger("dse.service")
 
+_SET_BY_INIT = frozenset({"_host", "_tables_lock", "published_tables", "methods", "service_id"})
+_HOOKS = frozenset({"on_start", "on_stop", "on_first_subscriber", "on_last_unsubscribe"})
+
 
 class DataService:
     """Publishes tables, subscribes to tables, offers RPC methods.
 
     Declare tables with `Table`, methods with `rpc`, periodic work with `every` and subscriptions with `on_change` in
     the body of a subclass. Callbacks (changes and hooks) run one at a time, in order; RPC methods run concurrently.
+
+    A declaration whose name would hide an attribute of this class is refused with `ConfigError` where the subclass is
+    defined, unless it is a method that overrides a hook; a table of such a name can be published with `add_table`.
 
     service_id: an identifier; several nodes may host the same id.
     """
@@ -54,6 +60,12 @@ class DataService:
                         names[name] = None
                 if isinstance(value, Table):
                     tables[name] = value
+        for name in tables:
+            _refuse_hiding(cls, "Table", name, f"or publish it with add_table({name!r}, …)")
+        for kind, names in marked.items():
+            for name in names:
+                if name not in _HOOKS:
+                    _refuse_hiding(cls, f"@{kind} method", name)
         cls._declared = tables
         cls._rpc_names = tuple(marked["rpc"])
         cls._periodic_names = tuple(marked["every"])
@@ -77,7 +89,7 @@ class DataService:
         self._host: _Host | None = None
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("_host", "_tables_lock", "published_tables", "methods", "service_id"):
+        if name in _SET_BY_INIT:
             raise ConfigError(f"{type(self).__name__}.__init__ must call super().__init__(service_id) first")
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
@@ -200,6 +212,12 @@ class DataService:
         if self._host is None:
             raise ConfigError(f"the service {self.service_id!r} is not running on a node")
         return self._host
+
+
+def _refuse_hiding(cls: type, what: str, name: str, instead: str = "") -> None:
+    if name in _SET_BY_INIT or hasattr(DataService, name):
+        advice = f"choose another name{', ' if instead else ''}{instead}"
+        raise ConfigError(f"{cls.__name__}.{name}: this {what} would hide DataService.{name}: {advice}")
 
 
 class _Host:

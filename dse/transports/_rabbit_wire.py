@@ -30,6 +30,7 @@ from dse.transports._rabbit_frames import HEARTBEAT, FrameParser
 __all__ = ["Cancel", "Cancelled", "Login", "Wire"]
 
 _CHUNK = 65536
+_TLS_AT_ONCE = 65536  # bytes written; OpenSSL takes nothing before it has taken all, which hides the progress made
 _READ_AT_ONCE = 1 << 20  # bytes read before the messages among them are handed on
 _WOULD_BLOCK = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 _FRAME_MAX = 131072
@@ -138,6 +139,7 @@ class Wire:
         self._more = False  # bytes may wait in the TLS layer, or methods in the parser, where poll sees nothing
         self._deadline = 0.0
         self._patience = 0.0  # seconds a write may make no progress
+        self._at_once = _TLS_AT_ONCE if login.tls is not None else None
         self._closing = False
         self._where: tuple[str, int] = ("", 0)
 
@@ -256,7 +258,7 @@ class Wire:
         if sock is None or not self.connected:
             raise ConnectionResetError("the connection is lost")
         try:
-            sent = sock.send(data)
+            sent = sock.send(data[: self._at_once])
         except _WOULD_BLOCK:
             sent = 0
         except OSError:
@@ -274,7 +276,7 @@ class Wire:
             if self._await(select.POLLIN | select.POLLOUT) & ~select.POLLOUT and self._read():
                 self.wake()
             try:
-                sent = sock.send(rest)
+                sent = sock.send(rest[: self._at_once])  # if tried before, the same: OpenSSL insists
             except ssl.SSLWantReadError:
                 self._await(select.POLLIN)
             except _WOULD_BLOCK:

@@ -114,6 +114,7 @@ class Link:
         self._channels: dict[bytes, Address] = {}  # changed before subscribing and after unsubscribing
         self._pending: deque[Entry] = deque()  # appended to under wire.lock
         self._outbox: Outbox[tuple[Entry, bytes]] = Outbox(self.wire.lock, self._write, heartbeat)
+        self.wire.released = self._outbox.flush  # before it waits for what may be the answer to what was left there
         self._ahead: Any = MORE  # the next message that was received as a whole
         self._backlog: deque[Item] = deque()  # whose turn it is to receive
         self._silent = 0
@@ -250,10 +251,7 @@ class Link:
             if self._outbox.waiting():
                 self._outbox.flush()
             wire = self.wire
-            # Waiting in `receive` itself saves a system call; for one who will not wait that long there is `ready`.
-            if timeout is not None and timeout < wire.patience / 2 and not wire.ready(timeout):
-                return None
-            if wire.receive():
+            if wire.receive(timeout):
                 self._silent = 0
             elif timeout is not None:
                 return None

@@ -5,6 +5,7 @@ The guarantees that all drivers share are the contract suite's business.
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import socket
 import struct
@@ -440,13 +441,119 @@ def tls_url(certificates: Path) -> Iterator[str]:
         )
 
 
+class SlowLink:
+    """Passes on connections to a local port, to there at `rate` bytes a second once `slow` is set."""
+
+    rate = 1_000_000
+
+    def __init__(self, port: int) -> None:
+        self._target = port
+        self._listener = socket.socket()
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)  # or it would take in too much at once
+        self._listener.bind(("127.0.0.1", 0))
+        self._listener.listen()
+        self.port: int = self._listener.getsockname()[1]
+        self.slow = threading.Event()
+        self._full_speed = threading.Event()
+        self._ends: list[socket.socket] = []
+        self._threads = [threading.Thread(target=self._accept)]
+        self._threads[0].start()
+
+    def full_speed(self) -> None:
+        self._full_speed.set()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                self._ends.append(client)
+                broker = socket.create_connection(("127.0.0.1", self._target))
+                self._ends.append(broker)
+                for ends in ((client, broker), (broker, client)):
+                    self._threads.append(threading.Thread(target=self._pass_on, args=(*ends, ends[0] is client)))
+                    self._threads[-1].start()
+
+    def _pass_on(self, source: socket.socket, target: socket.socket, forth: bool) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(16_384):
+                target.sendall(data)
+                if forth and self.slow.is_set():
+                    self._full_speed.wait(len(data) / self.rate)
+        with contextlib.suppress(OSError):
+            target.shutdown(socket.SHUT_RDWR)
+
+    def __enter__(self) -> SlowLink:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._full_speed.set()
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._threads[0].join()
+        for end in self._ends:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads[1:]:
+            thread.join()
+        for end in (self._listener, *self._ends):
+            end.close()
+
+
 class TestTls:
     def test_carries_everything(self, bus: Bus, tls_url: str) -> None:
         transport, events = bus.open(tls_url)
         round_trip(transport, events)
-        largest = secrets.token_bytes(transport.capabilities.max_frame)
-        transport.send(direct("trip"), largest)
-        events.wait(lambda e: e.got[-1][1] == largest)
+        for size in (16_383, 16_384, 65_536, 65_537, transport.capabilities.max_frame):  # around TLS records and reads
+            frame = secrets.token_bytes(size)
+            transport.send(direct("trip"), frame)
+            events.wait(lambda e, frame=frame: e.got[-1][1] == frame)  # type: ignore[misc]
+
+    def test_no_round_trip_waits_for_the_next_look_at_the_connection(self, bus: Bus, tls_url: str) -> None:
+        (here, heard_here), (there, heard_there) = [bus.open(f"{tls_url}&heartbeat=60") for _ in range(2)]
+        here.listen(direct("here"))
+        there.listen(direct("there"))
+        for trip in range(1, 501):
+            here.send(direct("there"), b"%d" % trip)
+            heard_there.wait(lambda e, trip=trip: len(e.got) == trip, 2.5)  # type: ignore[misc]
+            there.send(direct("here"), b"%d" % trip)
+            heard_here.wait(lambda e, trip=trip: len(e.got) == trip, 2.5)  # type: ignore[misc]
+
+    def test_frames_that_come_in_one_record_are_all_taken_at_once(self, bus: Bus, tls_url: str) -> None:
+        (here, heard), (there, sent) = [bus.open(f"{tls_url}&heartbeat=60") for _ in range(2)]
+        here.listen(direct("here"))
+        there.listen(direct("there"))
+
+        def answer(address: Address, frame: bytes) -> None:
+            for n in range(20):
+                there.send(direct("here"), b"%s %d" % (frame, n))
+                there.send(direct("nobody"), b"%s %d" % (frame, n))
+
+        sent.on_frame = answer
+        for trip in range(1, 301):
+            here.send(direct("there"), b"%d a" % trip)
+            here.send(direct("there"), b"%d b" % trip)
+            heard.wait(lambda e, trip=trip: len(e.got) == 40 * trip, 2.5)  # type: ignore[misc]
+            sent.wait(lambda e, trip=trip: len(e.undelivered) == 40 * trip, 2.5)  # type: ignore[misc]
+        expected = [b"%d %c %d" % (trip, half, n) for trip in range(1, 301) for half in b"ab" for n in range(20)]
+        assert [frame for _, frame in heard.got] == expected
+        assert [frame for _, frame in sent.undelivered] == expected
+
+    def test_a_frame_may_take_longer_than_a_heartbeat_while_the_link_takes_it(self, bus: Bus, tls_url: str) -> None:
+        port = int(tls_url.partition("?")[0].rpartition(":")[2])
+        with SlowLink(port) as link:
+            url = tls_url.replace(f":{port}?", f":{link.port}?heartbeat=2&")
+            transport, events = bus.open(url)
+            transport.listen(direct())
+            frame = secrets.token_bytes(transport.capabilities.max_frame)
+            link.slow.set()
+            begun = time.monotonic()
+            transport.send(direct(), frame)
+            assert time.monotonic() - begun > 2.0  # or it was no test
+            link.full_speed()
+            events.wait(lambda e: bool(e.got))
+            assert events.got[0][1] == frame
+            transport.close()
+        assert events.states == [ConnectionState.CONNECTED, ConnectionState.CLOSED]
 
     def test_many_threads(self, bus: Bus, tls_url: str) -> None:
         transport, events = bus.open(tls_url)

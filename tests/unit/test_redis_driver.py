@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import socket
+import ssl
 import subprocess
 import threading
 import time
@@ -19,6 +20,7 @@ import pytest
 from dse.core.transport import Address, ConnectionState, Delivery, TransportUrl
 from dse.errors import InvalidUrl, TransportUnavailable
 from dse.testing.redis_server import RedisCluster, RedisSentinelSet, RedisServer
+from dse.transports._redis_wire import MORE, Endpoint, Wire, pack
 from dse.transports.redis import RedisTransport
 
 SECRET = "Tr0ub4dor&3"
@@ -399,15 +401,77 @@ def tls_port(certificates: Path) -> Iterator[int]:
         yield port
 
 
+class Dripping:
+    """Passes on one connection to a local port, and of what comes back only the first bytes when told so."""
+
+    def __init__(self, port: int) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self.held = threading.Event()
+        """Some bytes were passed on, and others are kept back."""
+        self._state = threading.Condition()
+        self._part: int | None = None
+        self._server = socket.create_connection(("127.0.0.1", port))
+        self._client: socket.socket | None = None
+        self._threads = [threading.Thread(target=work) for work in (self._forth, self._back)]
+
+    def pass_only(self, part: int) -> None:
+        with self._state:
+            self._part = part
+
+    def pass_all(self) -> None:
+        with self._state:
+            self._part = None
+            self._state.notify_all()
+
+    def _forth(self) -> None:
+        self._client, _ = self._listener.accept()
+        self._client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._threads[1].start()
+        with contextlib.suppress(OSError):
+            while data := self._client.recv(65536):
+                self._server.sendall(data)
+
+    def _back(self) -> None:
+        assert self._client is not None
+        with contextlib.suppress(OSError):
+            while data := self._server.recv(65536):
+                with self._state:
+                    part = self._part
+                    self._client.sendall(data[:part])
+                    if part is not None:
+                        self.held.set()
+                        self._state.wait_for(lambda: self._part is None, 10)
+                        self._client.sendall(data[part:])
+
+    def __enter__(self) -> Dripping:
+        self._threads[0].start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.pass_all()
+        for end in (self._listener, self._server, self._client):
+            if end is not None:
+                with contextlib.suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+                end.close()
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join()
+
+
 class TestTls:
-    def url(self, certificates: Path, port: int, *, host: str = "localhost", client: bool = True) -> str:
-        url = f"rediss://{host}:{port}?heartbeat=2&connect_timeout=3&ssl_ca_certs={certificates}/ca.pem"
+    def url(
+        self, certificates: Path, port: int, *, host: str = "localhost", client: bool = True, heartbeat: float = 2
+    ) -> str:
+        url = f"rediss://{host}:{port}?heartbeat={heartbeat}&connect_timeout=3&ssl_ca_certs={certificates}/ca.pem"
         return url + (f"&ssl_certfile={certificates}/cert.pem&ssl_keyfile={certificates}/key.pem" if client else "")
 
     def test_frames_of_all_sizes_both_ways_at_once(self, bus: Bus, certificates: Path, tls_port: int) -> None:
         url = self.url(certificates, tls_port)
         sides = [bus.open(url), bus.open(url)]
-        frames = [bytes([size % 251]) * size for size in (0, 1, 1000, 16384, 100_000, 3_000_000)] + [b"x"] * 2000
+        sizes = (0, 1, 1000, 16_384, 65_536, 100_000, 3_000_000)
+        frames = [bytes([size % 251]) * size for size in sizes] + [b"x"] * 2000
         for number, (transport, _) in enumerate(sides):
             transport.listen(direct(str(number)))
             transport.listen(anycast(str(number)))
@@ -425,6 +489,66 @@ class TestTls:
         for number, (_, events) in enumerate(sides):
             events.wait(lambda e: len(e.got) == len(frames) + 1, 20)
             assert [frame for address, frame in events.got if address == direct(str(number))] == frames
+
+    def test_no_round_trip_waits_for_the_next_look_at_the_connection(
+        self, bus: Bus, certificates: Path, tls_port: int
+    ) -> None:
+        url = self.url(certificates, tls_port, heartbeat=20)  # a frame left lying would lie for 5 s
+        (here, heard_here), (there, heard_there) = bus.open(url), bus.open(url)
+        here.listen(direct("here"))
+        there.listen(direct("there"))
+        for trip in range(1, 501):
+            here.send(direct("there"), b"%d" % trip)
+            heard_there.wait(lambda e, trip=trip: len(e.got) == trip, 2.5)  # type: ignore[misc]
+            there.send(direct("here"), b"%d" % trip)
+            heard_here.wait(lambda e, trip=trip: len(e.got) == trip, 2.5)  # type: ignore[misc]
+
+    def test_answers_that_come_in_one_record_are_all_taken_at_once(
+        self, bus: Bus, certificates: Path, tls_port: int
+    ) -> None:
+        url = self.url(certificates, tls_port, heartbeat=20)
+        (here, heard), (there, sent) = bus.open(url), bus.open(url)
+        here.listen(direct("here"))
+        there.listen(direct("there"))
+
+        def answer(address: Address, frame: bytes) -> None:
+            for n in range(20):
+                there.send(direct("here"), b"%s %d" % (frame, n))
+                there.send(direct("nobody"), b"%s %d" % (frame, n))
+
+        sent.on_frame = answer
+        for trip in range(1, 301):
+            here.send(direct("there"), b"%d a" % trip)
+            here.send(direct("there"), b"%d b" % trip)
+            heard.wait(lambda e, trip=trip: len(e.got) == 40 * trip, 2.5)  # type: ignore[misc]
+            sent.wait(lambda e, trip=trip: len(e.undelivered) == 40 * trip, 2.5)  # type: ignore[misc]
+        expected = [b"%d %c %d" % (trip, half, n) for trip in range(1, 301) for half in b"ab" for n in range(20)]
+        assert [frame for _, frame in heard.got] == expected
+        assert [frame for _, frame in sent.undelivered] == expected
+
+    @pytest.mark.parametrize("part", [1, 4, 5, 6, 20])
+    def test_who_has_little_time_does_not_wait_for_the_rest_of_a_record(
+        self, certificates: Path, tls_port: int, part: int
+    ) -> None:
+        context = ssl.create_default_context(cafile=str(certificates / "ca.pem"))
+        context.load_cert_chain(certificates / "cert.pem", certificates / "key.pem")
+        with Dripping(tls_port) as relay:
+            wire = Wire("rediss://test", Endpoint("localhost", relay.port, tls=context))
+            try:
+                wire.open(time.monotonic() + 5)
+                wire.run(send_timeout=5, receive_timeout=20)
+                relay.pass_only(part)
+                with wire.lock:
+                    wire.send(pack(("PING",)))
+                assert relay.held.wait(5)
+                begun = time.monotonic()
+                assert not wire.receive(0.1)
+                assert time.monotonic() - begun < 2.5
+                relay.pass_all()
+                assert wire.receive(5)
+                assert (wire.gets(False), wire.gets(False)) == (b"PONG", MORE)
+            finally:
+                wire.drop()
 
     def test_certificate_that_nobody_vouches_for(self, bus: Bus, tls_port: int) -> None:
         transport, _ = bus.make(f"rediss://localhost:{tls_port}")
