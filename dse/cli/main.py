@@ -133,11 +133,7 @@ def _run_check(options: argparse.Namespace) -> int:
 
 
 def _run_demo(options: argparse.Namespace) -> int:
-    try:
-        from dse.cli.demo import run_demo
-    except MissingExtra as error:  # of a service that it shows
-        missing = error.__cause__ or error
-        raise MissingExtra(f"the demo lacks a package ({missing}); install it with: pip install 'dse[demo]'") from error
+    from dse.cli.demo import run_demo
 
     return run_demo(options.transport, seconds=options.seconds, bus=options.bus)
 

@@ -16,11 +16,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pexpect
 import psutil
 import pytest
 
 from dse import Node
 from dse.testing.brokers import Broker
+from dse.testing.contract.recorder import eventually
 from dse.testing.process import PortHold
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -615,3 +617,30 @@ class TestOverABroker:
             node.wait_for("a", timeout=PATIENCE)
             assert node.call("a", "get") == 5
         assert run.end() == 0
+
+
+@pytest.mark.parametrize("nohup", [False, True])
+def test_it_ends_with_its_terminal_unless_told_not_to(tmp_path: Path, nohup: bool) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text('transport = "fake://"\nnode_id = "n"\n')
+    command = ["/usr/bin/env", "nohup", *COMMAND] if nohup else COMMAND
+    log = tmp_path / "log"
+    shell = f"exec {' '.join(command)} {file} 2> {log}"
+    terminal = pexpect.spawn("bash", ["-c", shell], timeout=PATIENCE, encoding="utf-8")
+
+    def says(what: str, times: int = 1) -> bool:
+        return log.read_text().count(what) >= times if log.exists() else False
+
+    try:
+        eventually(lambda: says("ready"), "it is ready", PATIENCE)
+        os.kill(terminal.pid, signal.SIGHUP)  # with the terminal open: a wish to reload
+        eventually(lambda: says("reload"), "it reloads", PATIENCE)
+        os.close(terminal.child_fd)
+        if nohup:
+            eventually(lambda: says("reload", 2), "it reloads again", PATIENCE)
+            assert psutil.pid_exists(terminal.pid)
+            os.kill(terminal.pid, signal.SIGTERM)
+        eventually(lambda: os.waitpid(terminal.pid, os.WNOHANG)[0] == terminal.pid, "it ends", PATIENCE)
+        assert says("stopping")
+    finally:
+        terminal.closed = True

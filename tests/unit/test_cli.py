@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -304,8 +305,6 @@ class TestClean:
         assert clean("x" * 50, 10) == "x" * 9 + "…"
 
 
-<<<<<<< HEAD
-=======
 class TestDoor:
     def test_it_opens_declared_ports_and_others_one_at_a_time(self):
         door = Door("door")
@@ -330,7 +329,6 @@ class TestDoor:
         assert f"the ports {DECLARED[0]} to {DECLARED[-1]}" in (ROOT / "docs" / "demo.md").read_text()
 
 
->>>>>>> demo
 class TestReadme:
     TEXT = (ROOT / "README.md").read_text()
     EXAMPLE = ROOT / "examples" / "quickstart.py"

@@ -18,22 +18,14 @@ from dse.core.methods import rpc
 from dse.core.replica import ReplicaState
 from dse.core.service import DataService
 from dse.core.table import Change, Replica, Table
-from dse.errors import ConfigError, DseError, MissingExtra, ServiceExists
+from dse.errors import ConfigError, DseError, ServiceExists
 from dse.services.policy.actions import ActionRunner
 from dse.services.policy.engine import Limits
 from dse.services.policy.errors import Incomplete, PolicyError
 from dse.services.policy.evaluator import Evaluator
 from dse.services.policy.rules import PATIENCE, Outcome, Rule, Rules
+from dse.services.policy.sql import Key, Statement, read
 from dse.services.policy.store import ActionOptions, Store, StoredRule
-
-try:
-    from dse.services.policy.sql import Key, Statement, read
-except ImportError as error:
-    raise MissingExtra(
-        f"the policy service lacks its package ({error.name} cannot be imported); install it with: pip install "
-        "'dse[policy]'",
-        extra="policy",
-    ) from error
 
 __all__ = ["Policy", "RuleOptions"]
 
