@@ -201,9 +201,10 @@ class Model:
             if before is None or before.state != line.state:
                 tone = {"JOINED": "good", "SUSPECT": "bad", "DEAD": "bad"}.get(line.state, "")
                 yield Entry(at, "node", f"{name} {line.state}", tone)
-            known = {service["service_id"] for service in before.services} if before else set()
+            # A service may have more to offer later: a rule's table is there once its columns are known.
+            known = before.services if before else []
             for service in line.services:
-                if service["service_id"] not in known and line.state == "JOINED":
+                if service not in known and line.state == "JOINED":
                     yield Entry(at, "service", f"{service['service_id']} on {name}: {show_service(service)}")
         gone = self.nodes.keys() - {clean(node["node_id"]) for node in told}
         for name in gone:  # forgotten, a while after it left

@@ -83,8 +83,8 @@ class Demo:
         self.until(rf"call .* ms  door\.open\(declared=False\) -> {port}$")
         self.until(rf"paged +security\.undeclared_ports: port {port}, process ")
         self.until(rf"over +security\.undeclared_ports: port {port}, process .*, after [\d.]+ s$")
-        declared = self.until(r"call .* ms  door\.open\(declared=True\) -> (\d+)$")[1]
-        self.until(rf"sockets +\+ 127\.0\.0\.1:{declared} tcp")
+        # Where the machine is very busy a port may be closed before the host looks.
+        declared = self.until(r"sockets +\+ 127\.0\.0\.1:(23\d{3}) tcp \(the demo's own\)")[1]
         self.until(rf"sockets +- 127\.0\.0\.1:{declared} tcp")
         seen = "".join(self.lines)
         assert len(re.findall(rf"paged .* port {port},", seen)) == 1

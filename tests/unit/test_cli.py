@@ -249,6 +249,14 @@ class TestModel:
         model.apply(status(), 60.0)
         assert model.nodes == {}
 
+    def test_a_service_is_news_again_when_it_offers_something_else(self):
+        model = Model()
+        before, after = status(("n", "JOINED")), status(("n", "JOINED"))
+        after["nodes"][0]["services"] = [{**before["nodes"][0]["services"][0], "tables": ["sockets", "late"]}]
+        model.apply(before, 0.0)
+        assert [e.text for e in model.apply(after, 1.0)] == ["host on n: publishes sockets, late; methods summary"]
+        assert model.apply(after, 2.0) == []
+
     def test_the_connection_is_news_when_it_changes(self):
         model = Model()
         model.apply(status(), 0.0)
