@@ -68,7 +68,7 @@ build/bench/.peers: tools/peers $(VENV)/.dev
 	@mkdir -p build/bench && tools/peers $(BIN)/python build/bench
 	@touch $@
 
-bench: $(VENV)/.dev brokers build/bench/.peers ## DSE beside its peers and the floors, a quarter of an hour; docs/performance
+bench: $(VENV)/.dev brokers build/bench/.peers ## DSE beside its peers and the floors, ten minutes; docs/performance
 	cd benchmarks && $(abspath $(BIN))/python -m compare --environments ../build/bench --into ../docs/performance $(ARGS)
 
 lint: $(VENV)/.dev ## ruff

@@ -55,9 +55,16 @@ class Terminals:
         terminal.expect("done")
 
     def close(self) -> None:
-        """End what runs in each terminal, as somebody does who closes it."""
+        """End what runs in each terminal, and the shell in it."""
+        for name, terminal in self._open.items():
+            if name == "shell":
+                terminal.sendline("kill %1 %2")
+            else:
+                terminal.sendintr()
+            terminal.sendline("exit")
         for terminal in self._open.values():
-            terminal.close(force=True)
+            terminal.expect(pexpect.EOF)
+            terminal.close()
 
 
 @pytest.fixture
