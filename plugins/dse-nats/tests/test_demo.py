@@ -19,7 +19,7 @@ def test_the_demo_needs_no_broker_for_its_processes_and_leaves_none() -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=90)
     assert (done.returncode, done.stderr) == (0, "")
     assert f"four nodes in four processes, bus demo-{done.stdout.split(', bus demo-')[1][:4]}" in done.stdout
-    assert re.search(r"call .* ms  door\.open\(\) -> \d+", done.stdout)
+    assert re.search(r"call .* ms  door\.open\(declared=\w+\) -> \d+", done.stdout)
     assert re.search(r"table +host\.processes LIVE, \d+ rows", done.stdout)
 
     def gone() -> bool:
