@@ -99,6 +99,7 @@ class Link:
         self._addresses: dict[bytes, Address] = {}
         self._last_sid = 0
         self._outbox: Outbox[_Publish] = Outbox(self.wire.lock, self._write, heartbeat)
+        self.wire.released = self._outbox.flush  # before it waits for what may be the answer to what was left there
         self._frames = 0  # frames in parts; under wire.lock
         self._pending = Pending()
         self._claims = Claims(heartbeat)
@@ -288,10 +289,7 @@ class Link:
         if event is None:
             self._outbox.flush()
             wire = self.wire
-            # Waiting in `receive` itself saves a system call; for one who will not wait that long there is `ready`.
-            if timeout is not None and timeout < wire.patience / 2 and not wire.ready(timeout):
-                return None
-            if wire.receive():
+            if wire.receive(timeout):
                 self._silent = 0
             elif timeout is not None:
                 return None

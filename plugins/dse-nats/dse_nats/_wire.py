@@ -73,7 +73,9 @@ class Wire:
         self.lock = threading.Lock()
         self._sock: socket.socket | None = None
         self._tls = False
-        self.patience = math.inf  # seconds that `receive` waits while others than the own thread receive
+        self.released: Callable[[], object] = lambda: None
+        """Called each time that `receive` has held `lock` and received nothing: who found it taken may have left."""
+        self._patience = math.inf  # seconds that `receive` waits while others than the own thread receive
         self._killed = False
         self._opening = False
         self._send_timeout = self._receive_timeout = 5.0
@@ -201,7 +203,7 @@ class Wire:
         self._socket().setsockopt(
             socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(LED if led else self._receive_timeout)
         )
-        self.patience = LED if led else math.inf
+        self._patience = LED if led else math.inf
 
     def send(self, data: bytes) -> None:
         """Send all of the data, with `lock` held; an error (OSError) means that the connection is of no more use."""
@@ -217,22 +219,20 @@ class Wire:
                 raise TimeoutError(f"the server took no data for {self._send_timeout:g} s") from error
             raise
 
-    def receive(self) -> bool:
-        """Wait for data and feed the parser; False when none came within the receive timeout."""
+    def receive(self, timeout: float | None = None) -> bool:
+        """Wait for data and feed the parser; False when none came within `timeout` seconds or the receive timeout."""
         sock = self._socket()
         if self._tls:
-            return self._receive_tls(sock)
+            return self._receive_tls(sock, timeout)
+        # Waiting in the kernel's receive saves a system call; for one who will not wait that long there is poll.
+        if timeout is not None and timeout < self._patience / 2 and not _ready(sock, False, timeout):
+            return False
         try:
             data = sock.recv(_READ_SIZE)
         except BlockingIOError:
             return False
         self._feed(data)
         return True
-
-    def ready(self, timeout: float) -> bool:
-        """Wait so many seconds until something can be received; whoever may receive asks."""
-        sock = self._socket()
-        return (self._tls and bool(sock.pending())) or _ready(sock, False, timeout)  # type: ignore[attr-defined]
 
     def _feed(self, data: bytes) -> None:
         if not data:
@@ -250,9 +250,11 @@ class Wire:
                 if not _ready(sock, isinstance(want, ssl.SSLWantWriteError), deadline - time.monotonic()):
                     raise BlockingIOError from None
 
-    def _receive_tls(self, sock: socket.socket) -> bool:
-        # OpenSSL's state must not be used by two threads at once, but waiting needs none of it.
-        deadline = time.monotonic() + self._receive_timeout
+    def _receive_tls(self, sock: socket.socket, timeout: float | None) -> bool:
+        # OpenSSL's state must not be used by two threads at once, but waiting needs none of it. What can be received
+        # may be part of a record, or nothing for us: only the deadline ends the wait, however often it is ready.
+        longest = self._receive_timeout
+        deadline = time.monotonic() + (longest if timeout is None else min(timeout, longest))
         while True:
             with self.lock:
                 try:
@@ -260,6 +262,7 @@ class Wire:
                     return True
                 except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as want:
                     write = isinstance(want, ssl.SSLWantWriteError)
+            self.released()
             if not _ready(sock, write, deadline - time.monotonic()):
                 return False
 

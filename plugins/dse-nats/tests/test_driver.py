@@ -368,6 +368,22 @@ class TestTls:
             side.wait_count(len(frames), where)
             assert side.frames(where) == frames
 
+    def test_no_round_trip_waits_for_the_next_look_at_the_connection(
+        self, make: Make, certificates: Path, secure: NatsServer
+    ) -> None:
+        url = self.url(certificates, secure.port).replace("heartbeat=2", "heartbeat=40")  # a frame left lying: 10 s
+        here, there = make(url), make(url)
+        near, far = address(Delivery.DIRECT), address(Delivery.DIRECT)
+        here.listen(near)
+        there.listen(far)
+        began = time.monotonic()
+        for trip in range(1, 501):
+            here.send(far, b"%d" % trip)
+            there.wait_count(trip, far)
+            there.send(near, b"%d" % trip)
+            here.wait_count(trip, near)
+        assert time.monotonic() - began < 9.0
+
     def test_certificate_that_nobody_vouches_for(self, make: Make, secure: NatsServer) -> None:
         assert "certificate that is not trusted" in refused(make, f"nats://localhost:{secure.port}")
 
