@@ -185,10 +185,6 @@ class Source(DataService):
         if self.lazy and table in self._workers:
             self._workers[table].stop()
 
-    def look(self, table: str) -> None:
-        """Have a table looked at now rather than when it is due."""
-        self._workers[table].wake()
-
     def _tell(self, table: str, state: SourceState, reason: str) -> None:
         with self._states_lock:
             old = [row for row in self._states.rows if row[0] == table]
