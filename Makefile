@@ -38,7 +38,16 @@ $(VENV)/.dev: setup.cfg pyproject.toml tools/venv $(PLUGIN_FILES)
 demo: $(VENV)/.$(if $(PROCESSES),plugins,demo) ## run the demo; PROCESSES=1: a process a node; ARGS="--transport redis://localhost --seconds 10"
 	@$(BIN)/dse demo $(if $(PROCESSES),--transport nats+local://demo) $(ARGS)
 
-test: $(VENV)/.dev brokers ## the whole suite, every driver; installs Redis and RabbitMQ if they are missing
+# The AsyncAPI project's own parser, which the documents of `dse describe` have to satisfy.
+ASYNCAPI = build/asyncapi
+$(ASYNCAPI)/.installed: tests/system/asyncapi/package.json tools/install-brokers
+	@tools/install-brokers
+	@mkdir -p $(ASYNCAPI) && cp tests/system/asyncapi/package.json $(ASYNCAPI)/
+	@npm install --prefix $(ASYNCAPI) --silent --no-audit --no-fund --no-package-lock
+	@touch $@
+
+test: export DSE_TEST_ASYNCAPI = $(abspath $(ASYNCAPI))
+test: $(VENV)/.dev brokers $(ASYNCAPI)/.installed ## the whole suite, every driver; installs Redis and RabbitMQ if they are missing
 	$(PYTEST) $(ARGS)
 
 test-fake: $(VENV)/.dev ## what needs no broker

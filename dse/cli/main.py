@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from dse import __version__
 from dse.cli import completion, observe
+from dse.cli import describe as describing
 from dse.cli.completion import complete
 from dse.cli.run.command import add_commands as add_run_commands
 from dse.cli.text import clean
@@ -84,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     add_run_commands(commands)
     _add_check(commands)
     observe.add_commands(commands)
+    describing.add_command(commands)
     completion.add_command(commands)
     return parser
 

@@ -19,10 +19,16 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["EDGES", "FIGURES", "MOST_TABLES", "Traffic", "is_figures", "quantile"]
+__all__ = ["EDGES", "FIGURES", "MOST_CELLS", "MOST_TABLES", "TYPES", "Traffic", "is_figures", "is_types", "quantile"]
 
 FIGURES = "_dse_figures"
 """The node method that answers with the figures; no endpoint can clash with it, for theirs do not begin with ``_``."""
+
+TYPES = "_dse_types"
+"""The node method that answers which types the columns of its tables hold, by a look at some rows of each."""
+
+MOST_CELLS = 20_000
+"""Cells that a node looks at to tell the types of its columns: it does so on the thread that received the question."""
 
 MOST_TABLES = 500
 """Tables of which a node tells one by one; the counters include the others."""
@@ -90,4 +96,13 @@ def is_figures(answer: Any) -> bool:
     """Whether this is an answer to `FIGURES`: a peer may say anything."""
     return isinstance(answer, dict) and all(
         isinstance(answer.get(part), dict) for part in ("counters", "gauges", "served", "tables")
+    )
+
+
+def is_types(name: Any, columns: Any) -> bool:
+    """Whether this is what `TYPES` says of one table: a peer may say anything."""
+    return (
+        isinstance(name, str)
+        and isinstance(columns, list)
+        and all(isinstance(types, list) and all(isinstance(each, str) for each in types) for types in columns)
     )

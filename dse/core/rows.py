@@ -21,7 +21,7 @@ import msgspec
 from dse.core.messages import Row
 from dse.errors import RowError
 
-__all__ = ["DIGEST_MASK", "MAX_ROW", "RowsView", "check_received", "check_shape", "digest", "read_rows"]
+__all__ = ["DIGEST_MASK", "MAX_ROW", "RowsView", "check_received", "check_shape", "digest", "found_types", "read_rows"]
 
 MAX_ROW = 1 << 20
 """The longest encoded row in bytes."""
@@ -121,6 +121,12 @@ def check_received(rows: Collection[Row], width: int, *, plain: bool = False) ->
     if not kinds <= _SCALARS:
         return False
     return float not in kinds or not any(cell != cell for cell in chain.from_iterable(rows))
+
+
+def found_types(rows: Collection[Row], width: int) -> list[list[str]]:
+    """Return the types of the cells in each column, sorted: names of Python's, ``None`` for no value."""
+    columns = zip(*rows, strict=True) if rows else [()] * width
+    return [sorted({"None" if cell is None else type(cell).__name__ for cell in column}) for column in columns]
 
 
 def _canonical(table: str, columns: tuple[str, ...], row: Row) -> Row:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from dse.core.controlbus import ControlBus
-from dse.core.figures import FIGURES, MOST_TABLES
+from dse.core.figures import FIGURES, MOST_CELLS, MOST_TABLES, TYPES
 from dse.core.info import DataServiceInfo
 from dse.core.inline import InlineRuns
 from dse.core.listeners import Listeners
@@ -141,7 +141,10 @@ class Runtime:
         self.server = RpcServer(
             node.node_id, self.wire, self.workers, self.loop, inline, node.max_pending, self._find, self.timers.now
         )
-        self.server.builtins = {FIGURES: lambda request: self.server.reply(request, self.figures())}
+        self.server.builtins = {
+            FIGURES: lambda request: self.server.reply(request, self.figures()),
+            TYPES: lambda request: self.server.reply(request, self.types()),
+        }
         self._started = self.timers.now()
         self._handlers = self._make_handlers()
 
@@ -281,6 +284,15 @@ class Runtime:
             "served": traffic.served(),
             "tables": tables,
         }
+
+    def types(self) -> dict[str, list[list[str]]]:
+        """Return what the columns of each table hold: ``service:table`` -> for each column the types found, by name.
+
+        Some rows of each table are looked at, the fewer the more there is to look at; an empty table has told nothing.
+        """
+        published = self.publisher.tables()[:MOST_TABLES]
+        rows = max(1, MOST_CELLS // max(1, sum(len(table.columns) for table in published)))
+        return {f"{table.service_id}:{table.name}": table.types(rows) for table in published}
 
     # What the parts need of each other
 

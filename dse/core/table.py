@@ -18,7 +18,7 @@ from dse.core.effects import Send
 from dse.core.info import identifier
 from dse.core.messages import ChangeMessage, Row, SyncRequest, encode_changes
 from dse.core.replica import Delta, ReplicaState
-from dse.core.rows import RowsView
+from dse.core.rows import RowsView, found_types
 from dse.core.tablelog import Sizes, TableLog
 from dse.core.transport import Delivery
 from dse.errors import ConfigError, TableError
@@ -166,6 +166,12 @@ class PublishedTable:
         """Return rows, changes since the epoch began, and followers; without the lock, which a change may hold long."""
         log = self._log
         return {"rows": log.count, "changes": log.seq, "followers": len(log.subscribers)}
+
+    def types(self, most: int) -> list[list[str]]:
+        """Return the types found in each column of at most so many rows: names of Python's, ``None`` for no value."""
+        with self._lock:
+            rows = self._log.sample(most)
+        return found_types(rows, len(self.columns))
 
     def replace(self, rows: Iterable[Any]) -> Change:
         """Make the table hold exactly these rows; publish and return the difference.
