@@ -15,6 +15,7 @@ from dse.cli import describe as describing
 from dse.cli.completion import complete
 from dse.cli.run.command import add_commands as add_run_commands
 from dse.cli.text import clean
+from dse.cli.web import add_command as add_web_command
 from dse.errors import ConfigError, DseError, InvalidUrl, MissingExtra, TransportUnavailable, UnknownTransport
 
 __all__ = ["main"]
@@ -86,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_check(commands)
     observe.add_commands(commands)
     describing.add_command(commands)
+    add_web_command(commands)
     completion.add_command(commands)
     return parser
 

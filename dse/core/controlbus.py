@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,8 @@ from dse.errors import ConfigError
 __all__ = ["ControlBus", "Member"]
 
 T = TypeVar("T")
+
+_log = logging.getLogger("dse.node")
 
 _ANNOUNCE_EVERY = 0.02  # seconds, at least, between two announcements of one's own catalogue: it may be long
 
@@ -71,6 +74,7 @@ class ControlBus:
         self._announced_at = -math.inf
         self._announcer = timers.timer(lambda: control.put(self._announce))
         self._clash_told = False
+        self._watchers: tuple[Callable[[], None], ...] = ()  # replaced under _changed, read without
         self.members: Mapping[str, Member] = {}  # live peers by instance
         self.replicas: Mapping[str, Sequence[Member]] = {}  # live peers by service_id, JOINED before SUSPECT
         self.preferred: Mapping[str, Sequence[Member]] = {}  # of these the JOINED, or all where there is none
@@ -122,6 +126,7 @@ class ControlBus:
         self._step(self._machine.changed)
         with self._changed:
             self._changed.notify_all()
+        self.tell()
 
     # What the bus says
 
@@ -160,6 +165,25 @@ class ControlBus:
                 f"no node offered the service {service_id!r} within {timeout:g} s; "
                 f"known nodes: {', '.join(peers) or 'none but this one'}"
             )
+
+    def watch(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Call something after each change of the peers and what they offer; return what ends that."""
+        with self._changed:
+            self._watchers = (*self._watchers, callback)
+
+        def end() -> None:
+            with self._changed:
+                self._watchers = tuple(each for each in self._watchers if each is not callback)
+
+        return end
+
+    def tell(self) -> None:
+        """Call those who watch."""
+        for watcher in self._watchers:
+            try:
+                watcher()
+            except Exception:
+                _log.exception("a watcher of the bus failed")
 
     def _offers(self, service_id: str) -> bool:
         return service_id in self.replicas or any(info.service_id == service_id for info in self._own_infos())
@@ -219,6 +243,8 @@ class ControlBus:
                 self._control.put(lambda: self._wire.carry_out(sends))
         if events:
             self._on_event(events)
+            if self._watchers:
+                self.tell()
         if clash is not None:
             self._on_clash(clash)
         if resumed:

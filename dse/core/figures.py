@@ -19,13 +19,42 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["EDGES", "FIGURES", "MOST_CELLS", "MOST_TABLES", "TYPES", "Traffic", "is_figures", "is_types", "quantile"]
+import msgspec
+
+__all__ = [
+    "EDGES",
+    "FIGURES",
+    "MOST_CELLS",
+    "MOST_FIRST_ROWS",
+    "MOST_TABLES",
+    "ROWS",
+    "TYPES",
+    "FirstRows",
+    "Traffic",
+    "is_figures",
+    "is_types",
+    "quantile",
+]
 
 FIGURES = "_dse_figures"
 """The node method that answers with the figures; no endpoint can clash with it, for theirs do not begin with ``_``."""
 
 TYPES = "_dse_types"
 """The node method that answers which types the columns of its tables hold, by a look at some rows of each."""
+
+ROWS = "_dse_rows"
+"""The node method that answers with some rows of a table and their number: a first look, without following it."""
+
+MOST_FIRST_ROWS = 1_000
+
+
+class FirstRows(msgspec.Struct, frozen=True):
+    """What `ROWS` is asked: `most` rows of a table."""
+
+    service: str
+    table: str
+    most: int
+
 
 MOST_CELLS = 20_000
 """Cells that a node looks at to tell the types of its columns: it does so on the thread that received the question."""

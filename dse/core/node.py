@@ -10,11 +10,12 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
 from dse.core.controlbus import ControlBus
+from dse.core.figures import FIGURES, ROWS, TYPES, is_figures, is_types
 from dse.core.info import BusStatus, identifier
 from dse.core.messages import CONTROL, broadcast_address, instance_address, service_address
 from dse.core.methods import Method, encode_args, endpoint_methods
@@ -24,7 +25,16 @@ from dse.core.runtime import Runtime
 from dse.core.service import DataService, _Host
 from dse.core.threads import Engine
 from dse.core.transport import Address, Transport, TransportUrl
-from dse.errors import ConfigError, DseError, InvalidArguments, NodeIdClash, NoSuchService, ServiceExists
+from dse.errors import (
+    ConfigError,
+    DseError,
+    InvalidArguments,
+    NodeIdClash,
+    NoSuchMethod,
+    NoSuchService,
+    ServiceExists,
+    TransportUnavailable,
+)
 
 __all__ = ["Node", "Proxy"]
 
@@ -306,6 +316,79 @@ class Node:
         """Call a method of all nodes' endpoints, of this one's too, without waiting for answers."""
         encoded = self._check_call(None, method, args, CAST_TTL)
         self.runtime.client.cast(None, method, encoded, CONTROL, CAST_TTL)
+
+    def figures(self, timeout: float = 1.0) -> dict[str, dict[str, Any] | None]:
+        """Ask all live nodes at once for what they count; return what each said within `timeout` seconds, by node_id.
+
+        None stands for a node that did not answer, or has nothing to tell (of an earlier release). What is in an
+        answer: `dse.core.runtime.Runtime.figures`. Raises `TransportUnavailable` when the broker is gone.
+        """
+        return {
+            node_id: answer if is_figures(answer) else None for node_id, answer in self._ask(FIGURES, timeout).items()
+        }
+
+    def column_types(self, timeout: float = 1.0) -> dict[tuple[str, str], list[set[str]]]:
+        """Ask all live nodes which types the columns of their tables hold; return them by (service_id, table).
+
+        Types are the names of Python's, ``None`` for no value, as found in some rows of each table; a column of which
+        nothing is known has none. What did not answer within `timeout` seconds is left out. Raises
+        `TransportUnavailable` when the broker is gone.
+        """
+        found: dict[tuple[str, str], list[set[str]]] = {}
+        for answer in self._ask(TYPES, timeout).values():
+            for name, columns in answer.items() if isinstance(answer, dict) else ():
+                if not is_types(name, columns):
+                    continue  # a peer may say anything
+                service_id, _, table = name.partition(":")
+                known = found.setdefault((service_id, table), [set() for _ in columns])
+                for types, more in zip(known, columns, strict=False):
+                    types.update(more)
+        return found
+
+    def first_rows(
+        self, service_id: str, table: str, most: int, timeout: float = 1.0
+    ) -> tuple[list[tuple[Any, ...]], int] | None:
+        """Ask a publisher for some rows of a table and how many there are, without following it; at most 1,000 rows.
+
+        None: it is a release that cannot tell, or not known to anybody. Raises what `call_node` raises.
+        """
+        replicas = self.runtime.control_bus.replicas.get(service_id, ())
+        node_id = next((each.node_id for each in replicas if table in each.services[service_id].published_tables), None)
+        if node_id is None:
+            return None
+        encoded = encode_args(ROWS, {"service": service_id, "table": table, "most": most})
+        try:
+            said = self.runtime.client.call(None, ROWS, encoded, timeout, node_id)
+        except NoSuchMethod:
+            return None
+        if not (isinstance(said, dict) and isinstance(said.get("rows"), list) and isinstance(said.get("count"), int)):
+            return None  # a peer may say anything
+        rows = [tuple(row) for row in said["rows"] if isinstance(row, list)]
+        return rows, said["count"]
+
+    def watch(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Have something called after each change of the peers, their services and this node's connection.
+
+        It is called from DSE's threads and has to return at once. Returns what ends it.
+        """
+        return self.runtime.control_bus.watch(callback)
+
+    def _ask(self, method: str, timeout: float) -> dict[str, Any]:
+        """Ask all live nodes at once; return what each answered within `timeout` seconds, or None, by node_id."""
+        deadline = time.monotonic() + timeout
+        client, none = self.runtime.client, encode_args(method, None)
+        futures = {
+            member.node_id: client.call_async(None, method, none, timeout, member.node_id)
+            for member in list(self.control_bus.members.values())
+        }
+        wait(futures.values(), max(0.0, deadline - time.monotonic()) + 0.1)
+        said: dict[str, Any] = {}
+        for node_id, future in futures.items():
+            error = future.exception() if future.done() else None
+            said[node_id] = future.result() if future.done() and error is None else None
+            if isinstance(error, TransportUnavailable):
+                raise error
+        return said
 
     def proxy(self, service_id: str, timeout: float = 10.0) -> Proxy:
         """Return an object whose methods are calls: ``node.proxy("host").kill(pid=42)``."""

@@ -6,17 +6,14 @@ import socket
 import time
 import uuid
 from collections.abc import Callable
-from concurrent.futures import wait
 from typing import Any, ClassVar
 
-from dse.core.figures import FIGURES, TYPES, is_figures, is_types
-from dse.core.methods import encode_args
 from dse.core.node import STOP_PATIENCE, Node
 from dse.core.replica import ReplicaState
 from dse.core.service import DataService, _Host
 from dse.core.table import Change, Replica
 from dse.core.transport import TransportUrl
-from dse.errors import ConfigError, DseError, TransportUnavailable
+from dse.errors import ConfigError, DseError
 
 __all__ = ["Observer"]
 
@@ -85,51 +82,6 @@ class Observer(Node):
     def unsubscribe(self, replica: Replica) -> None:
         """Follow a table no more."""
         self._following.unsubscribe(replica)
-
-    def figures(self, timeout: float = 1.0) -> dict[str, dict[str, Any] | None]:
-        """Ask all live nodes at once for what they count; return what each said within `timeout` seconds, by node_id.
-
-        None stands for a node that did not answer, or has nothing to tell (of an earlier release). What is in an
-        answer: `dse.core.runtime.Runtime.figures`. Raises `TransportUnavailable` when the broker is gone.
-        """
-        return {
-            node_id: answer if is_figures(answer) else None for node_id, answer in self._ask(FIGURES, timeout).items()
-        }
-
-    def column_types(self, timeout: float = 1.0) -> dict[tuple[str, str], list[set[str]]]:
-        """Ask all live nodes which types the columns of their tables hold; return them by (service_id, table).
-
-        Types are the names of Python's, ``None`` for no value, as found in some rows of each table; a column of which
-        nothing is known has none. What did not answer within `timeout` seconds is left out. Raises
-        `TransportUnavailable` when the broker is gone.
-        """
-        found: dict[tuple[str, str], list[set[str]]] = {}
-        for answer in self._ask(TYPES, timeout).values():
-            for name, columns in answer.items() if isinstance(answer, dict) else ():
-                if not is_types(name, columns):
-                    continue  # a peer may say anything
-                service_id, _, table = name.partition(":")
-                known = found.setdefault((service_id, table), [set() for _ in columns])
-                for types, more in zip(known, columns, strict=False):
-                    types.update(more)
-        return found
-
-    def _ask(self, method: str, timeout: float) -> dict[str, Any]:
-        """Ask all live nodes at once; return what each answered within `timeout` seconds, or None, by node_id."""
-        deadline = time.monotonic() + timeout
-        client, none = self.runtime.client, encode_args(method, None)
-        futures = {
-            member.node_id: client.call_async(None, method, none, timeout, member.node_id)
-            for member in list(self.control_bus.members.values())
-        }
-        wait(futures.values(), max(0.0, deadline - time.monotonic()) + 0.1)
-        said: dict[str, Any] = {}
-        for node_id, future in futures.items():
-            error = future.exception() if future.done() else None
-            said[node_id] = future.result() if future.done() and error is None else None
-            if isinstance(error, TransportUnavailable):
-                raise error
-        return said
 
     @property
     def _following(self) -> _Host:

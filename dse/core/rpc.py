@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -42,6 +42,7 @@ from dse.errors import (
     NodeLost,
     NoSuchMethod,
     NoSuchService,
+    NoSuchTable,
     Overloaded,
     RemoteError,
     TransportUnavailable,
@@ -58,7 +59,8 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode
 
 _REFUSALS: dict[str, type[DseError]] = {
-    error.__name__: error for error in (NoSuchService, NoSuchMethod, InvalidArguments, Overloaded, Untrusted)
+    error.__name__: error
+    for error in (NoSuchService, NoSuchMethod, NoSuchTable, InvalidArguments, Overloaded, Untrusted)
 }
 _STOPPING = "Stopping"  # the request was not run, for the node is about to leave: somebody else may run it
 _REMOTE = "RemoteError"
@@ -68,6 +70,8 @@ _FIND = 0.5  # seconds that somebody who is not known, or not reached, is waited
 _SETTLE = 5.0  # seconds after an outage in which nodes that live may not be back on the bus yet
 _MAX_TRACEBACK = 20_000
 _MAX_MESSAGE = 20_000
+
+_Args = TypeVar("_Args")
 
 _registered: dict[str, type[BaseException]] = {}
 
@@ -785,6 +789,17 @@ class RpcServer:
     def reply(self, request: Request, result: Any) -> None:
         """Answer a request that was run elsewhere."""
         self._answer(request, encode_reply(request.id, result))
+
+    def run_builtin(self, request: Request, kind: type[_Args], method: Callable[[_Args], Any]) -> None:
+        """Answer a request for a method of every node that takes arguments of a declared kind."""
+        try:
+            result = method(msgspec.msgpack.decode(request.args, type=kind))
+        except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
+            self._refuse(request, "InvalidArguments", f"{request.method}: {error}")
+        except NoSuchTable as error:
+            self._refuse(request, "NoSuchTable", str(error))
+        else:
+            self.reply(request, result)
 
     @property
     def waiting(self) -> int:

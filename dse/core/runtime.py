@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from dse.core.controlbus import ControlBus
-from dse.core.figures import FIGURES, MOST_CELLS, MOST_TABLES, TYPES
+from dse.core.figures import FIGURES, MOST_CELLS, MOST_FIRST_ROWS, MOST_TABLES, ROWS, TYPES, FirstRows
 from dse.core.info import DataServiceInfo
 from dse.core.inline import InlineRuns
 from dse.core.listeners import Listeners
@@ -144,6 +144,7 @@ class Runtime:
         self.server.builtins = {
             FIGURES: lambda request: self.server.reply(request, self.figures()),
             TYPES: lambda request: self.server.reply(request, self.types()),
+            ROWS: lambda request: self.server.run_builtin(request, FirstRows, self.first_rows),
         }
         self._started = self.timers.now()
         self._handlers = self._make_handlers()
@@ -294,6 +295,15 @@ class Runtime:
         rows = max(1, MOST_CELLS // max(1, sum(len(table.columns) for table in published)))
         return {f"{table.service_id}:{table.name}": table.types(rows) for table in published}
 
+    def first_rows(self, wanted: FirstRows) -> dict[str, Any]:
+        """Return some rows of a table published here, and how many it has; raises `NoSuchTable`."""
+        host = self.node.hosts.get(wanted.service)
+        table = host.service.published_tables.get(wanted.table) if host is not None else None
+        if table is None:
+            raise NoSuchTable(f"node {self.node.node_id!r} publishes no table {wanted.service}:{wanted.table}")
+        rows, count = table.sample(min(max(0, wanted.most), MOST_FIRST_ROWS), _LARGEST_CHANGE >> 4)
+        return {"columns": list(table.columns), "rows": rows, "count": count}
+
     # What the parts need of each other
 
     def _own_infos(self) -> list[DataServiceInfo]:
@@ -380,12 +390,14 @@ class Runtime:
             _log.info("node %r: connected again", self.node.node_id)
             self.listeners.restore()
             self.control_bus.connected()
+            self.control_bus.tell()
             self.publisher.connected()
             self.hub.connected()
             self.client.connected()
         elif was and state == ConnectionState.DISCONNECTED:
             _log.warning("node %r: %s", self.node.node_id, state)
             self.node.counters["disconnects"] += 1
+            self.control_bus.tell()
             self.control_bus.disconnected()
             self.publisher.disconnected()
             self.hub.disconnected()

@@ -173,6 +173,18 @@ class PublishedTable:
             rows = self._log.sample(most)
         return found_types(rows, len(self.columns))
 
+    def sample(self, most: int, size: int) -> tuple[list[Row], int]:
+        """Return at most so many of the rows, of about `size` bytes at most, and how many there are."""
+        with self._lock:
+            rows, count = self._log.sample(most), self._log.count
+        taken, kept = 0, []
+        for row in rows:
+            taken += sum(len(cell) if isinstance(cell, str | bytes) else 8 for cell in row)
+            if taken > size:
+                break
+            kept.append(row)
+        return kept, count
+
     def replace(self, rows: Iterable[Any]) -> Change:
         """Make the table hold exactly these rows; publish and return the difference.
 
