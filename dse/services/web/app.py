@@ -51,10 +51,13 @@ _KINDS = {
 Handler = Callable[[Request], Awaitable[Any]]
 
 
-def make_app(bus: Bus, options: Options) -> tuple[ASGIApp, Callable[[], Awaitable[None]]]:
-    """Return the application, and what is to be awaited when it is served no more. To be called on its event loop."""
+def make_app(bus: Bus, options: Options) -> tuple[ASGIApp, Callable[[], None], Callable[[], Awaitable[None]]]:
+    """Return the application, what ends its streams, and what is to be awaited when it is served no more.
+
+    All three are for its event loop alone.
+    """
     gateway = _Gateway(bus, options)
-    return Guard(gateway.app, options), gateway.close
+    return Guard(gateway.app, options), gateway.end, gateway.close
 
 
 class _Gateway:
@@ -64,6 +67,7 @@ class _Gateway:
         self.tables = Tables(bus, options.limits)
         self.watch = Watch(bus)
         self._streams = 0
+        self._ended = asyncio.Event()
         self._querying = asyncio.Semaphore(_QUERIES)
         self._files = {each.name: each.read_bytes() for each in (resources.files(__package__) / "static").iterdir()}
         routes = [
@@ -85,6 +89,9 @@ class _Gateway:
         self.app = Starlette(
             routes=routes, exception_handlers={Refused: _refused, HTTPException: _http_error, Exception: _failed}
         )
+
+    def end(self) -> None:
+        self._ended.set()
 
     async def close(self) -> None:
         await self.watch.close()
@@ -208,9 +215,7 @@ class _Gateway:
                 return None
             rows, count = said
             body = _body(service_id, table, columns, query, followed.replica.state if followed.replica else None, None)
-            return _json(
-                {**body, "total": count, "matched": count, "complete": count == len(rows), "rows": json_rows(rows)}
-            )
+            return _json({**body, "total": count, "matched": count, "complete": False, "rows": json_rows(rows)})
 
     async def _changes(self, request: Request) -> Any:
         service_id, table, _ = self._table(request)
@@ -239,7 +244,7 @@ class _Gateway:
                 f"{self._streams} clients follow changes already, as many as may",
                 headers={"Retry-After": "10"},
             )
-        return EventStream(self._counted(events), self._options.limits.stall)
+        return EventStream(self._counted(events), self._options.limits.stall, self._ended)
 
     async def _counted(self, events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         self._streams += 1

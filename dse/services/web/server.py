@@ -10,7 +10,7 @@ import asyncio
 import logging
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import uvicorn
@@ -69,13 +69,17 @@ class _Protocol(H11Protocol):
             self._deadline = None
 
 
+MakeApp = Callable[[], tuple[ASGIApp, Callable[[], None], Callable[[], Awaitable[None]]]]
+
+
 class Server:
     """Serves an application from `start` to `stop`.
 
-    make_app: called on the event loop; returns the application and what is to be awaited at the end.
+    make_app: called on the event loop; returns the application, what ends its streams, and what is to be awaited when
+    it is served no more.
     """
 
-    def __init__(self, options: Options, make_app: Callable[[], tuple[ASGIApp, Callable[[], Any]]]) -> None:
+    def __init__(self, options: Options, make_app: MakeApp) -> None:
         self._options = options
         self._make_app = make_app
         self._thread: threading.Thread | None = None
@@ -84,6 +88,7 @@ class Server:
         self._server: uvicorn.Server | None = None
         self._started = threading.Event()
         self._failure: BaseException | None = None
+        self._end_streams: Callable[[], None] = lambda: None
         self.url = ""
         """Where it answers, while it runs."""
 
@@ -107,7 +112,7 @@ class Server:
         loop, server = self._loop, self._server
         if loop is not None and server is not None:
             try:
-                loop.call_soon_threadsafe(setattr, server, "should_exit", True)
+                loop.call_soon_threadsafe(self._end)
             except RuntimeError:
                 pass  # the loop has ended
         thread, self._thread = self._thread, None
@@ -120,6 +125,11 @@ class Server:
             self._socket = None
         self._loop = self._server = None
 
+    def _end(self) -> None:
+        self._end_streams()
+        if self._server is not None:
+            self._server.should_exit = True
+
     def _run(self) -> None:
         try:
             asyncio.run(self._serve())
@@ -131,7 +141,7 @@ class Server:
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
-        app, close = self._make_app()
+        app, self._end_streams, close = self._make_app()
         config = uvicorn.Config(
             app,
             http=_Protocol,

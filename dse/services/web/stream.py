@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
@@ -19,20 +20,23 @@ _PIECE = 32 * 1024  # bytes
 class EventStream:
     """The response that sends what an iterator yields until the client goes, stalls, or the iterator ends."""
 
-    def __init__(self, events: AsyncIterator[bytes], stall: float) -> None:
+    def __init__(self, events: AsyncIterator[bytes], stall: float, ended: asyncio.Event) -> None:
         self._events = events
         self._stall = stall
+        self._ended = ended  # of the whole gateway
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response."""
         sender = asyncio.ensure_future(self._send(scope, send))
         gone = asyncio.ensure_future(_disconnected(receive))
+        ended = asyncio.ensure_future(self._ended.wait())
+        tasks: tuple[asyncio.Future[Any], ...] = (sender, gone, ended)
         try:
-            await asyncio.wait((sender, gone), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in (sender, gone):
+            for task in tasks:
                 task.cancel()
-            for task in (sender, gone):
+            for task in tasks:
                 with contextlib.suppress(asyncio.CancelledError, OSError):
                     await task
 

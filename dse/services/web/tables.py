@@ -201,6 +201,7 @@ class Tables:
                 )
             await followed.changed(min(left, 0.5))  # the number of rows on their way is not an event
             await self._check_room()
+        await self._check_room()
         if followed.gone:
             raise Refused(503, "TooLarge", followed.gone)
 
