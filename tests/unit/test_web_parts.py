@@ -180,11 +180,26 @@ def test_a_client_that_is_too_far_behind_is_told_to_read_again() -> None:
     assert feed.batch(place) is not None
 
 
-def test_the_journal_is_bounded_in_rows() -> None:
+@pytest.mark.parametrize(
+    "rows", [{(n,) for n in range(20_000)}, {("x" * (feeds.MOST_BYTES + 1),)}], ids=["many", "long"]
+)
+def test_a_change_that_is_larger_than_the_journal_empties_it(rows: set[Any]) -> None:
     feed = Feed(lambda: None)
-    feed.changed(change({(number,) for number in range(feeds.MOST_ROWS + 1)}, set(), 1))
+    feed.changed(change(rows, set(), 1))
     assert feed.batch(0) is None
-    assert feed.count == feeds.MOST_ROWS + 1
+    assert feed.count == len(rows)
+
+
+def test_what_is_kept_encoded_is_bounded_too() -> None:
+    feed = Feed(lambda: None)
+    place = 0
+    for number in range(1000):
+        feed.changed(change({(number, "\x01" * 1000)}, set(), number))  # six times as long in JSON
+        if (batch := feed.batch(place)) is not None:
+            place = batch.place
+    kept = [entry for entry in feed._journal if entry.encoded]
+    assert sum(len(entry.encoded) for entry in kept) == feed._encoded_size <= feeds.MOST_BYTES
+    assert len(kept) == len(feed._encoded)
 
 
 @pytest.mark.parametrize("cursor", ["", "x", "-1", "0-0", "é-1", "abc-99999999999999999999999"])

@@ -7,7 +7,8 @@ Rules:
 2. A client is a place in the journal, and costs no more than that: a change is encoded once, when the first client
    wants it. A client that falls out of the journal, or comes with a place of an earlier life, is told to read the rows
    again (``reset``). So a slow client holds up nobody and keeps nothing alive.
-3. The journal is bounded in changes and in rows; a change of more rows than that empties it.
+3. The journal is bounded in changes and in bytes, and so is what of it is kept encoded; a change that is larger than
+   that empties it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from dse.services.web.cells import json_bytes, json_rows
 __all__ = ["Batch", "Feed"]
 
 MOST_CHANGES = 2_000
-MOST_ROWS = 50_000
+MOST_BYTES = 1 << 20  # of a journal, as JSON, about; and again of what is kept encoded
 _MOST_AT_ONCE = 500  # changes that go to a client in one write
 
 
@@ -36,11 +37,8 @@ class _Entry:
     event: str
     change: Change | None
     state: str = ""
+    size: int = 100
     encoded: bytes = b""
-
-    @property
-    def rows(self) -> int:
-        return len(self.change.added) + len(self.change.removed) if self.change is not None else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +63,9 @@ class Feed:
         self._rows: set[Row] = set()
         self._state = ReplicaState.SYNCING
         self._journal: deque[_Entry] = deque()
-        self._journal_rows = 0
+        self._size = 0  # of the journal
+        self._encoded: deque[_Entry] = deque()  # those that are kept encoded, the oldest first
+        self._encoded_size = 0
         self._next = 0  # the place after the newest entry
         self._known = False  # the table was complete at least once
 
@@ -76,7 +76,7 @@ class Feed:
         with self._lock:
             self._rows -= change.removed
             self._rows |= change.added
-            self._append(_Entry(self._next, "change", change))
+            self._append(_Entry(self._next, "change", change, size=_size(change)))
         self._woken()
 
     def state_changed(self, state: ReplicaState) -> None:
@@ -90,9 +90,16 @@ class Feed:
     def _append(self, entry: _Entry) -> None:
         self._next += 1
         self._journal.append(entry)
-        self._journal_rows += entry.rows
-        while self._journal and (self._journal_rows > MOST_ROWS or len(self._journal) > MOST_CHANGES):
-            self._journal_rows -= self._journal.popleft().rows
+        self._size += entry.size
+        while self._journal and (self._size > MOST_BYTES or len(self._journal) > MOST_CHANGES):
+            self._size -= self._journal.popleft().size
+        while self._encoded and self._encoded[0].number < self._next - len(self._journal):
+            self._forget_encoded()
+
+    def _forget_encoded(self) -> None:
+        entry = self._encoded.popleft()
+        self._encoded_size -= len(entry.encoded)
+        entry.encoded = b""
 
     # The clients' side
 
@@ -135,7 +142,17 @@ class Feed:
                 entries = [self._journal[place - first + index] for index in range(count)]
             more = place + count < self._next
         # Encoded without the lock; two threads at worst do it twice.
-        return Batch(b"".join([entry.encoded or self._encode(entry) for entry in entries]), place + count, more)
+        parts = [entry.encoded or self._encode(entry) for entry in entries]
+        with self._lock:
+            first = self._next - len(self._journal)
+            for entry, part in zip(entries, parts, strict=True):
+                if not entry.encoded and entry.number >= first:
+                    entry.encoded = part
+                    self._encoded.append(entry)
+                    self._encoded_size += len(part)
+            while self._encoded_size > MOST_BYTES:
+                self._forget_encoded()
+        return Batch(b"".join(parts), place + count, more)
 
     def reset(self) -> tuple[bytes, int]:
         """Return the event that tells a client to read the rows again, and its place from then on."""
@@ -159,9 +176,7 @@ class Feed:
                 "added": json_rows(change.added),
                 "removed": json_rows(change.removed),
             }
-        encoded = self._event(entry.number + 1, entry.event, data)
-        entry.encoded = encoded
-        return encoded
+        return self._event(entry.number + 1, entry.event, data)
 
     def _event(self, place: int, event: str, data: dict[str, object], *, with_id: bool = True) -> bytes:
         lines = [f"id: {self._cursor(place)}"] if with_id else []
@@ -170,3 +185,12 @@ class Feed:
 
     def _cursor(self, place: int) -> str:
         return f"{self.life}-{place}"
+
+
+def _size(change: Change) -> int:
+    """Return about how many bytes a change is as JSON."""
+    rows = len(change.added) + len(change.removed)
+    if rows > 10_000:
+        return 100 * rows  # enough to know that it is too large
+    cells = [cell for row in (*change.added, *change.removed) for cell in row]
+    return 100 + 2 * rows + sum(len(cell) if isinstance(cell, str | bytes) else 8 for cell in cells)
