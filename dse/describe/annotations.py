@@ -199,10 +199,16 @@ def _union(items: list[_Read]) -> _Read:
 
 
 def _any_of(schemas: list[dict[str, Any]]) -> dict[str, Any]:
-    different = [schema for index, schema in enumerate(schemas) if schema not in schemas[:index]]
+    parts: list[dict[str, Any]] = []
+    for schema in schemas:  # a union of unions is one union
+        if schema.keys() == {"type"} and isinstance(schema["type"], list):
+            parts += [{"type": kind} for kind in schema["type"]]
+        else:
+            parts += schema["anyOf"] if schema.keys() == {"anyOf"} else [schema]
+    different = [schema for index, schema in enumerate(parts) if schema not in parts[:index]]
     if len(different) == 1:
         return different[0]
-    if all(schema.keys() == {"type"} and isinstance(schema["type"], str) for schema in different):
+    if all(schema.keys() == {"type"} for schema in different):
         return {"type": [schema["type"] for schema in different]}
     return {"anyOf": different}
 

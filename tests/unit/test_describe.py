@@ -7,6 +7,7 @@ import asyncio
 import datetime
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import uuid
@@ -19,6 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import dse
 from dse import DataService, Node, Observer, Table, rpc
 from dse.core.info import DataServiceInfo, MethodInfo
 from dse.describe import ServiceClient, asyncapi, client_module, describe, markdown
@@ -145,6 +147,12 @@ def test_no_text_does_anything_but_parse_or_be_refused(text: str) -> None:
         ("int | None", {"type": ["integer", "null"]}, "int | None"),
         ("Optional[str]", {"type": ["string", "null"]}, "str | None"),
         ("typing.Union[int, str]", {"type": ["integer", "string"]}, "int | str"),
+        ("int | str | None", {"type": ["integer", "string", "null"]}, "int | str | None"),
+        (
+            "list[int] | int | None",
+            {"anyOf": [{"type": "array", "items": {"type": "integer"}}, {"type": "integer"}, {"type": "null"}]},
+            "list[int] | int | None",
+        ),
         ("list[int]", {"type": "array", "items": {"type": "integer"}}, "list[int]"),
         ("set[str]", {"type": "array", "items": {"type": "string"}, "uniqueItems": True}, "set[str]"),
         ("dict[str, Any]", {"type": "object", "additionalProperties": {}}, "dict[str, typing.Any]"),
@@ -322,6 +330,7 @@ def test_mypy_accepts_a_client_and_finds_a_wrong_call(door: tuple[Node, Door], t
         capture_output=True,
         text=True,
         timeout=120,
+        env={**os.environ, "MYPYPATH": str(Path(dse.__file__).parents[1])},
     )
     lines = done.stdout.splitlines()
     assert [line for line in lines if not line.startswith("wrong.py:")] == []

@@ -25,7 +25,7 @@ from dse.services.web.cells import csv_lines, json_bytes, json_rows
 from dse.services.web.errors import Refused, answer, of_call
 from dse.services.web.feed import Feed
 from dse.services.web.guard import Guard, require
-from dse.services.web.openapi import openapi
+from dse.services.web.openapi import LONGEST_CALL, SHORTEST_CALL, openapi
 from dse.services.web.options import Options
 from dse.services.web.query import BadQuery, Query
 from dse.services.web.stream import EventStream
@@ -38,7 +38,6 @@ _log = logging.getLogger("dse.web")
 
 _BODY_WITHIN = 10.0  # seconds that a client has for the body of a request
 _KEEPALIVE = 15.0  # seconds after which a stream that has nothing to say says so
-_LONGEST_CALL = 300.0  # seconds
 _QUERIES = 2  # queries of rows that are worked out at one time: each may be long
 
 _KINDS = {
@@ -183,6 +182,9 @@ class _Gateway:
         form = request.query_params.get("format", "json")
         if form not in ("json", "csv"):
             raise Refused(422, "BadQuery", "a format is json or csv", where="format")
+        raw = request.query_params.get("raw", "0")
+        if raw not in ("0", "1"):
+            raise Refused(422, "BadQuery", "raw is 0 or 1", where="raw")
         asked = [each for each in parameters if each[0] not in ("format", "raw")]
         try:
             query = Query.read(columns, asked)
@@ -197,8 +199,7 @@ class _Gateway:
             if form == "csv":
                 every = any(name == "limit" for name, _ in asked)
                 chosen = await asyncio.to_thread((lambda r: query.select(r)[1]) if every else query.all, rows)
-                raw = request.query_params.get("raw", "") in ("1", "true")
-                return _csv(f"{service_id}.{table}", csv_lines(columns, chosen, raw=raw))
+                return _csv(f"{service_id}.{table}", csv_lines(columns, chosen, raw=raw == "1"))
             body = await asyncio.to_thread(_page_body, service_id, table, columns, query, rows, cursor, state)
             return Response(body, media_type="application/json")
 
@@ -270,6 +271,9 @@ class _Gateway:
             )
         timeout = _timeout(request.query_params.get("timeout", "10"))
         node_id = request.query_params.get("node")
+        nodes = {info.node_id for info in self._of_service(service_id)}
+        if node_id is not None and node_id not in nodes:
+            raise _unknown("node", node_id, nodes, of=service_id)
         args = await self._arguments(request)
         try:
             result = await self._bus.acall(service_id, name, args, timeout=timeout, node_id=node_id)
@@ -413,8 +417,9 @@ def _timeout(text: str) -> float:
         value = float(text)
     except ValueError:
         value = 0.0
-    if not 0 < value <= _LONGEST_CALL:
-        raise Refused(422, "BadQuery", f"a timeout is a number of seconds, up to {_LONGEST_CALL:g}", where="timeout")
+    if not SHORTEST_CALL <= value <= LONGEST_CALL:
+        message = f"a timeout is a number of seconds, from {SHORTEST_CALL:g} to {LONGEST_CALL:g}"
+        raise Refused(422, "BadQuery", message, where="timeout")
     return value
 
 

@@ -13,7 +13,10 @@ from dse.errors import ConfigError
 from dse.services.web.options import Options
 from dse.services.web.query import LONGEST_PAGE, OPERATORS
 
-__all__ = ["openapi"]
+__all__ = ["LONGEST_CALL", "SHORTEST_CALL", "openapi"]
+
+SHORTEST_CALL, LONGEST_CALL = 0.05, 300.0
+"""Seconds that a caller may give a call."""
 
 _ERROR = {
     "type": "object",
@@ -28,7 +31,10 @@ _ERROR = {
 _CELL = {
     "description": "A cell. Bytes, numbers over 53 bits and infinities are objects with one key.",
     "anyOf": [
-        {"type": ["null", "boolean", "number", "string"]},
+        {"type": "null"},
+        {"type": "boolean"},
+        {"type": "number"},
+        {"type": "string"},
         {"type": "object", "properties": {"base64": {"type": "string"}}, "required": ["base64"]},
         {"type": "object", "properties": {"int": {"type": "string"}}, "required": ["int"]},
         {"type": "object", "properties": {"float": {"type": "string"}}, "required": ["float"]},
@@ -68,17 +74,24 @@ _NODE = {
 }
 
 
-def openapi(status: BusStatus, infos: Iterable[DataServiceInfo], options: Options, url: str) -> dict[str, Any]:
-    """Return the document as it stands for the services that are on the bus now."""
+def openapi(status: BusStatus, infos: list[DataServiceInfo], options: Options, url: str) -> dict[str, Any]:
+    """Return the document as it stands for the services that are on the bus now; its examples are of this bus."""
+    with_table = next((info for info in infos if info.published_tables), infos[0] if infos else None)
+    here = {
+        "node_id": next(iter(sorted(status.nodes)), "n1"),
+        "service": with_table.service_id if with_table is not None else "host",
+        "table": next(iter(sorted(with_table.published_tables)), "sockets") if with_table is not None else "sockets",
+    }
+    node_id, service, table = (_path(name, example) for name, example in here.items())
     paths: dict[str, Any] = {
         "/api/status": _get("status", "The bus: its nodes, services and counters", {"type": "object"}),
         "/api/nodes": _get("nodes", "The nodes", {"type": "array", "items": _reference("Node")}),
-        "/api/nodes/{node_id}": _get("node", "One node", _reference("Node"), [_path("node_id")], 404),
+        "/api/nodes/{node_id}": _get("node", "One node", _reference("Node"), [node_id], 404),
         "/api/services": _get("services", "What the services offer, replica by replica", _LIST),
-        "/api/services/{service}": _get("service", "What one service offers", _LIST, [_path("service")], 404),
+        "/api/services/{service}": _get("service", "What one service offers", _LIST, [service], 404),
         "/api/tables": _get("tables", "The tables: columns and publishers", _LIST),
-        "/api/tables/{service}/{table}": _rows(),
-        "/api/tables/{service}/{table}/changes": _changes(),
+        "/api/tables/{service}/{table}": _rows(service, table),
+        "/api/tables/{service}/{table}/changes": _changes(service, table),
         "/api/timeline": _get("timeline", "What happened on the bus lately", _LIST),
         "/api/events": _stream("events", "Status, rates and what happens, as server-sent events", []),
         "/api/openapi.json": _get("openapi", "This document", {"type": "object"}),
@@ -112,8 +125,14 @@ def _reference(name: str) -> dict[str, str]:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
-def _path(name: str) -> dict[str, Any]:
-    return {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+def _path(name: str, example: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "in": "path",
+        "required": True,
+        "schema": {"type": "string", "minLength": 1},
+        "example": example,
+    }
 
 
 def _parameter(name: str, schema: dict[str, Any], description: str, **more: Any) -> dict[str, Any]:
@@ -161,7 +180,7 @@ def _get(
     }
 
 
-def _rows() -> dict[str, Any]:
+def _rows(service: dict[str, Any], table: dict[str, Any]) -> dict[str, Any]:
     count = {"type": "integer", "minimum": 0}
     operators = ", ".join(OPERATORS)
     operation = _get(
@@ -169,15 +188,14 @@ def _rows() -> dict[str, Any]:
         "Rows of a table, filtered, sorted, a page at a time",
         _reference("Page"),
         [
-            _path("service"),
-            _path("table"),
+            service,
+            table,
             _parameter("limit", {**count, "maximum": LONGEST_PAGE, "default": 100}, "Rows of a page"),
             _parameter("offset", count, "Rows before the page"),
             _parameter(
                 "sort",
                 {"type": "string"},
                 "Columns, with commas between them; - before one: descending",
-                example="-port,pid",
             ),
             _parameter(
                 "filter",
@@ -201,7 +219,7 @@ def _rows() -> dict[str, Any]:
     return operation
 
 
-def _changes() -> dict[str, Any]:
+def _changes(service: dict[str, Any], table: dict[str, Any]) -> dict[str, Any]:
     since = _parameter(
         "since",
         {"type": "string"},
@@ -211,13 +229,26 @@ def _changes() -> dict[str, Any]:
         "The changes of a table as server-sent events: change (added, removed, version), state, reset (read the rows "
         "again), gone"
     )
-    return _stream("changes", text, [_path("service"), _path("table"), since], 404, 422)
+    return _stream("changes", text, [service, table, since], 404, 422)
 
 
 def _stream(name: str, summary: str, parameters: list[dict[str, Any]], *errors: int) -> dict[str, Any]:
     operation = _get(name, summary, {}, parameters, *errors, 503)
     operation["get"]["responses"]["200"]["content"] = {"text/event-stream": {"schema": {"type": "string"}}}
     return operation
+
+
+def _sendable(schema: Any) -> Any:
+    """Return a schema whose whole numbers are of 64 bits: no others can be sent over the bus."""
+    if isinstance(schema, list):
+        return [_sendable(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    bounded = {key: _sendable(value) for key, value in schema.items()}
+    kinds = schema.get("type")
+    if kinds == "integer" or (isinstance(kinds, list) and "integer" in kinds):
+        bounded |= {"minimum": -(1 << 63), "maximum": (1 << 64) - 1}
+    return bounded
 
 
 def _call(service_id: str, name: str, signature: str, doc: str) -> dict[str, Any]:
@@ -229,7 +260,7 @@ def _call(service_id: str, name: str, signature: str, doc: str) -> dict[str, Any
         pass
     else:
         result = json_schema(parsed.returns)
-        arguments["properties"] = {each.name: json_schema(each.annotation) for each in parsed.parameters}
+        arguments["properties"] = {each.name: _sendable(json_schema(each.annotation)) for each in parsed.parameters}
         arguments["additionalProperties"] = False
         if required := [each.name for each in parsed.parameters if each.required]:
             arguments["required"] = required
@@ -239,8 +270,8 @@ def _call(service_id: str, name: str, signature: str, doc: str) -> dict[str, Any
             "summary": f"Call {service_id}.{name}{signature}",
             "description": doc,
             "parameters": [
-                _parameter("timeout", {"type": "number", "exclusiveMinimum": 0, "maximum": 300}, "Seconds"),
-                _parameter("node", {"type": "string"}, "The replica on this node"),
+                _parameter("timeout", {"type": "number", "minimum": SHORTEST_CALL, "maximum": LONGEST_CALL}, "Seconds"),
+                _parameter("node", {"type": "string", "minLength": 1}, "The replica on this node"),
             ],
             "requestBody": {"required": True, "content": {"application/json": {"schema": arguments}}},
             "responses": {
