@@ -83,14 +83,22 @@ class Traffic:
         self.took: deque[float] = deque(maxlen=RECENT)
         """Seconds that calls took to serve, since somebody last looked: appended to in place."""
         self._served = [0] * (len(EDGES) + 1)
-        self._lock = threading.Lock()  # protects _served
+        self._seconds = 0.0  # of all that is in _served
+        self._lock = threading.Lock()  # protects _served and _seconds
 
     def served(self) -> dict[int, int]:
         """Return the histogram of the seconds that calls took, by the places of its buckets that hold something."""
         with self._lock:
             for _ in range(len(self.took)):
-                self._served[bisect(EDGES, self.took.popleft())] += 1
+                seconds = self.took.popleft()
+                self._seconds += seconds
+                self._served[bisect(EDGES, seconds)] += 1
             return {place: count for place, count in enumerate(self._served) if count}
+
+    @property
+    def seconds(self) -> float:
+        """The seconds that the calls in the histogram took together, as `served` last returned it."""
+        return self._seconds
 
     def counters(self) -> dict[str, int]:
         """Return the counters by name."""

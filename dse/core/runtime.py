@@ -255,8 +255,8 @@ class Runtime:
         """Return what the node can tell of itself, as plain dicts; reads without a lock, so it waits for nobody.
 
         counters: grow as long as the instance lives. gauges: as they are now. served: the histogram of seconds from the
-        arrival of a request to its answer (`dse.core.figures.quantile`). tables: ``service:table`` -> rows, changes,
-        followers.
+        arrival of a request to its answer (`dse.core.figures.quantile`); served_seconds: their sum. tables:
+        ``service:table`` -> rows, changes, followers.
         """
         published = self.publisher.tables()
         tables = {f"{table.service_id}:{table.name}": table.figures() for table in published[:MOST_TABLES]}
@@ -269,6 +269,7 @@ class Runtime:
                 **traffic.counters(),
                 "changes": sum(each["changes"] for each in tables.values()) + more,
                 "disconnects": counters["disconnects"],
+                "syncs": self.hub.syncs(),
                 "undeliverable": counters["undeliverable"],
                 "bad_frames": counters["bad_frames"] + counters["foreign_frames"],
             },
@@ -283,6 +284,7 @@ class Runtime:
                 "replicas": len(self.hub.subscriptions()),
             },
             "served": traffic.served(),
+            "served_seconds": traffic.seconds,
             "tables": tables,
         }
 

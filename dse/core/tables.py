@@ -311,6 +311,7 @@ class ReplicaHub:
         self._lock = threading.Lock()
         self._shared: dict[tuple[str, str], _SharedReplica] = {}
         self._by_number: dict[int, _SharedReplica] = {}  # the upper half of its requests' numbers
+        self._syncs = 0  # of copies that are no more
         self._by_address: dict[Address, _SharedReplica] = {}
         self._connected = True
         self._renew_timer = timers.timer(lambda: control.put(self.renew))
@@ -367,10 +368,16 @@ class ReplicaHub:
             shared.closed = True
             effects = shared.machine.close()
         with self._lock:
-            self._shared.pop((replica.service_id, replica.table), None)
+            if self._shared.pop((replica.service_id, replica.table), None) is shared:
+                self._syncs += shared.machine.resyncs  # of those that are no more
             self._by_number.pop(shared.machine.request >> 32, None)
         self._timers.cancel(shared.timer)
         self._carry_out(shared, effects)
+
+    def syncs(self) -> int:
+        """Return how often copies asked for what they had not: once when they began, and again after each gap."""
+        with self._lock:
+            return self._syncs + sum(shared.machine.resyncs for shared in self._shared.values())
 
     def subscriptions(self) -> list[tuple[str, str]]:
         """Return the (service_id, table) pairs that this node holds copies of."""

@@ -20,7 +20,7 @@ from starlette.types import ASGIApp
 
 from dse.core.info import DataServiceInfo
 from dse.core.replica import ReplicaState
-from dse.errors import DseError, InvalidArguments
+from dse.errors import DseError, InvalidArguments, MissingExtra
 from dse.services.web.cells import csv_lines, json_bytes, json_rows
 from dse.services.web.errors import Refused, answer, of_call
 from dse.services.web.feed import Feed
@@ -82,6 +82,7 @@ class _Gateway:
             self._route("/api/events", self._events),
             self._route("/api/timeline", self._timeline),
             self._route("/api/openapi.json", self._openapi, scope=None),
+            self._route("/metrics", self._metrics, scope="metrics"),
             self._route("/", self._page, scope=None),
             self._route("/static/{name}", self._static, scope=None),
         ]
@@ -138,6 +139,21 @@ class _Gateway:
 
     async def _events(self, _: Request) -> Any:
         return await self._stream(self.watch.events())
+
+    async def _metrics(self, _: Request) -> Response:
+        try:
+            from dse.services.metrics.families import CONTENT_TYPE, exposition
+        except MissingExtra as error:
+            raise Refused(501, "MissingExtra", str(error)) from None
+
+        def scrape() -> bytes:
+            return exposition(self._bus.status(), self._bus.figures())
+
+        try:
+            text = await asyncio.to_thread(scrape)
+        except DseError as error:
+            raise of_call(error) from None
+        return Response(text, headers={"content-type": CONTENT_TYPE})
 
     async def _openapi(self, request: Request) -> Response:
         return _json(openapi(self._bus.status(), self._infos(), self._options, str(request.base_url)))
