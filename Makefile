@@ -12,7 +12,7 @@ RUNS   ?= 500
 PYTEST  = $(BIN)/python -m pytest -n 4 --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fake scenarios soak faults simulate scale large bench lint types format brokers clean
+.PHONY: help docs demo test test-fake scenarios soak faults simulate scale large bench lint types format brokers clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -79,6 +79,9 @@ build/bench/.peers: tools/peers $(VENV)/.dev
 
 bench: $(VENV)/.dev brokers build/bench/.peers ## DSE beside its peers and the floors, ten minutes; docs/performance
 	cd benchmarks && $(abspath $(BIN))/python -m compare --environments ../build/bench --into ../docs/performance $(ARGS)
+
+docs: $(VENV)/.dev ## the documentation site, into build/site; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 lint: $(VENV)/.dev ## ruff
 	$(BIN)/ruff check .

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import re
 import socket
 import threading
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -138,3 +141,15 @@ def test_a_port_that_is_taken_is_said(shop: tuple[Node, Shop, Metrics]) -> None:
 
 def test_other_paths_are_refused(shop: tuple[Node, Shop, Metrics]) -> None:
     assert httpx.get(shop[2].url.replace("/metrics", "/rows"), timeout=20).status_code == 404
+
+
+def test_the_dashboard_asks_for_metrics_that_there_are(shop: tuple[Node, Shop, Metrics]) -> None:
+    node, service, metrics = shop
+    service.stock.replace([("pear",)])
+    with Node(str(node.url), bus="prod", node_id="n2") as other:
+        other.call("shop", "price", {"article": "pear"})
+        names = {sample.name for family in scrape(metrics.url).families.values() for sample in family.samples}
+    dashboard = (Path(__file__).parents[2] / "docs" / "metrics" / "grafana.json").read_text()
+    asked = set(re.findall(r"\b(?:dse|rpc|messaging)_[a-z_]+", dashboard)) - {"dse_bus"}
+    assert asked <= names, asked - names
+    assert len(json.loads(dashboard)["panels"]) >= 10
