@@ -108,17 +108,27 @@ class Outside:
     def __init__(self, config: pytest.Config) -> None:
         self.urls = list(dict.fromkeys(config.getoption("dse_transport")))
         self._module = Path(dse.testing.contract.__file__).with_name("driver.py")
-        if hasattr(config, "workerinput"):  # a worker of xdist: all is checked already
-            return
-        for url in self.urls:
-            try:
-                shown = str(TransportUrl.parse(url))
-            except DseError as error:
-                raise pytest.UsageError(f"--dse-transport: {error}") from None
-            try:
-                check(url)
-            except (DseError, BrokerError) as error:
-                raise pytest.UsageError(f"--dse-transport {shown}: {error}") from None
+        if not hasattr(config, "workerinput"):  # a worker of xdist has its URLs checked
+            for url in self.urls:
+                self._check(url)
+        self._names = driver_names(self.urls)
+
+    @staticmethod
+    def _check(url: str) -> None:
+        try:
+            shown = str(TransportUrl.parse(url))
+        except DseError as error:
+            raise pytest.UsageError(f"--dse-transport: {error}") from None
+        try:
+            check(url)
+        except (DseError, BrokerError) as error:
+            raise pytest.UsageError(f"--dse-transport {shown}: {error}") from None
+
+    # A test that cannot even have its broker is its driver's all the same.
+    def pytest_itemcollected(self, item: pytest.Item) -> None:
+        url = getattr(item, "callspec", None) and item.callspec.params.get("broker")  # type: ignore[attr-defined]
+        if url in self._names:
+            item.user_properties.append(("driver", self._names[url]))
 
     def pytest_report_header(self) -> str:
         return f"dse contract on: {', '.join(str(TransportUrl.parse(url)) for url in self.urls)}"

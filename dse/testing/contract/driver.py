@@ -19,6 +19,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("broker", list(names), ids=list(names.values()), indirect=True, scope="session")
 
 
+@pytest.fixture  # type: ignore[no-redef]
+def driver_name(request: pytest.FixtureRequest) -> str:
+    url: str = request.node.callspec.params["broker"]
+    return driver_names(request.config.getoption("dse_transport"))[url]
+
+
 @pytest.fixture(scope="session")
 def broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
     with broker_for(request.param) as broker:
