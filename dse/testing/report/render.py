@@ -54,7 +54,7 @@ class Table:
         for outcome in ("not tried", "not claimed"):
             skipped = result.having(outcome)
             if skipped and outcome != result.state:
-                words.append(f"{len(skipped)} {outcome}")
+                words.append(f"{len(skipped)} of {len(result.tests)} {outcome}")
             reasons += [test.reason for test in skipped]
         letters = [self._letter(reason) for reason in dict.fromkeys(reasons)]
         return Cell(", ".join(words) + (f" ({', '.join(letters)})" if letters else ""), result.state)
