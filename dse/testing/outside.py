@@ -14,6 +14,7 @@ That there is such a driver, that it takes the URL, and that the broker answers 
 from __future__ import annotations
 
 import threading
+import traceback
 import uuid
 from collections.abc import Generator, Iterable
 from pathlib import Path
@@ -46,7 +47,16 @@ def broker_for(url: str) -> Broker:
         offered = load_plugin(BROKERS, parsed.scheme, kind="broker", base=Broker, extras={})  # type: ignore[type-abstract]
     except LookupError:
         return RunningBroker(url)
-    return offered() if _is_bare(parsed) else offered.at(url)
+    try:
+        return offered() if _is_bare(parsed) else offered.at(url)
+    except (DseError, BrokerError):
+        raise
+    except Exception as error:  # a mistake of its author
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        raise BrokerError(
+            f"the broker {parsed.scheme!r} cannot be made: {type(error).__name__}: {error} "
+            f"({where.filename}, line {where.lineno})"
+        ) from error
 
 
 def _is_bare(url: TransportUrl) -> bool:

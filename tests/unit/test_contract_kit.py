@@ -81,6 +81,10 @@ class SilentServer(Server):
 class UnfinishedServer(Server):
     scheme = "unfinished"
 
+class Mistaken(Server):
+    def __init__(self):
+        self.no_such_attribute
+
 class NoServer(Server):
     def __init__(self):
         from dse.testing.process import BrokerError
@@ -103,6 +107,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
             **{each: f"dse_mybus:{kind}Server" for each, kind in names.items() if each != "sound"},
             "sound+broken": "dse_mybus:NoServer",
             "sound+wrong": "dse_mybus:Sound",
+            "sound+mistaken": "dse_mybus:Mistaken",
         },
     )
 
@@ -263,6 +268,10 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "no Broker": (
         [*CONTRACT, URL, "sound+wrong://"],
         "--dse-transport sound+wrong://: the broker 'sound+wrong' is not a",
+    ),
+    "mistake": (
+        [*CONTRACT, URL, "sound+mistaken://"],
+        "--dse-transport sound+mistaken://: the broker 'sound+mistaken' cannot be made: AttributeError: 'Mist",
     ),
     "one of two": ([*CONTRACT, URL, "bare://a", URL, "nobody://x"], "--dse-transport nobody://x: no transport"),
     "report": ([*CONTRACT, URL, "sound://", "--dse-report", "r.txt"], "--dse-report r.txt: the name of a report ends"),
