@@ -83,11 +83,19 @@ def _see_that_it_opens(url: str) -> None:
     failures: list[DseError] = []
     thread = threading.Thread(target=_open, args=(url, failures), name="dse-outside-check", daemon=True)
     thread.start()
-    thread.join(_PATIENCE)
+    patience = _patience(url)
+    thread.join(patience)
     if thread.is_alive():
-        raise TransportUnavailable(f"the driver's open() has not returned after {_PATIENCE:g} s")
+        raise TransportUnavailable(f"the driver's open() has not returned after {patience:g} s")
     if failures:
         raise failures[0]
+
+
+def _patience(url: str) -> float:
+    try:
+        return max(_PATIENCE, float(TransportUrl.parse(url).options.get("connect_timeout", 0)) + 5)
+    except ValueError:  # for the driver to refuse
+        return _PATIENCE
 
 
 def _open(url: str, failures: list[DseError]) -> None:
@@ -147,13 +155,14 @@ class Outside:
     # A test that cannot even have its broker is its driver's all the same.
     def pytest_itemcollected(self, item: pytest.Item) -> None:
         url = getattr(item, "callspec", None) and item.callspec.params.get("broker")  # type: ignore[attr-defined]
-        if url in self._names:
+        if isinstance(url, str) and url in self._names:
             item.user_properties.append(("driver", self._names[url]))
 
     def pytest_report_header(self) -> str:
         return f"dse contract on: {', '.join(str(TransportUrl.parse(url)) for url in self.urls)}"
 
-    # One module is collected, once, whatever the configuration of the folder says of the names of test files.
+    # What the configuration of the folder says of the names of test files, classes and functions does not count: one
+    # module is collected, once.
     @pytest.hookimpl(wrapper=True)
     def pytest_collect_file(
         self, file_path: Path, parent: pytest.Collector
@@ -171,7 +180,6 @@ class Outside:
         return None
 
 
-# Nor of classes and functions.
 class _Module(pytest.Module):
     def classnamefilter(self, name: str) -> bool:
         return name.startswith("Test")

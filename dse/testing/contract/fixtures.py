@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, Self, TypeVar
 import pytest
 
 from dse.core.plugins import load_transport
-from dse.core.transport import Delivery, Transport
+from dse.core.transport import Capabilities, Delivery, Transport
 from dse.core.url import TransportUrl
 from dse.testing.contract.peer import Peer
-from dse.testing.contract.recorder import PROMPT, Client, with_options
+from dse.testing.contract.recorder import PROMPT, Client, Recorder, with_options
 
 if TYPE_CHECKING:
     from dse.testing.brokers import Broker
@@ -35,6 +35,7 @@ __all__ = [
     "StartPeer",
     "bounded",
     "bus",
+    "claimed_by",
     "connect",
     "driver_name",
     "each_delivery",
@@ -94,9 +95,9 @@ class Contract:
         if hasattr(self, "guarantee"):
             record_property("guarantee", self.guarantee)
         record_property("driver", driver_name)
-        record_property("driver_details", driver_details(transport_class))
+        record_property("driver_details", driver_details(transport_class, broker.url))
         for need in getattr(request.function, "contract_needs", ()):
-            claims = transport_class if need == "relieves" else transport_class.capabilities
+            claims = transport_class if need == "relieves" else claimed_by(transport_class, broker.url)
             if need in _DRIVER_NEEDS and not getattr(claims, need):
                 record_property("not_claimed", _DRIVER_NEEDS[need])
                 pytest.skip(_DRIVER_NEEDS[need])
@@ -190,7 +191,18 @@ def failing(broker: Broker) -> Iterator[Broker]:
 
 
 @functools.cache
-def driver_details(transport_class: type[Transport]) -> dict[str, object]:
+def claimed_by(transport_class: type[Transport], url: str) -> Capabilities:
+    """Return what a driver claims on a URL: for some it is a matter of the URL's options."""
+    try:
+        transport = transport_class(TransportUrl.parse(url), bus="contract", events=Recorder())
+        transport.close()
+    except Exception:  # it cannot even be made, as its tests will tell
+        return transport_class.capabilities
+    return transport.capabilities
+
+
+@functools.cache
+def driver_details(transport_class: type[Transport], url: str) -> dict[str, object]:
     """Describe a driver for the report: its class, what it was installed with, what it claims."""
     target = f"{transport_class.__module__}:{transport_class.__qualname__}"
     found = [each.dist for each in entry_points(group="dse.transports") if each.value == target and each.dist]
@@ -198,7 +210,7 @@ def driver_details(transport_class: type[Transport]) -> dict[str, object]:
         "driver_class": target,
         "distribution": found[0].name if found else "",
         "version": found[0].version if found else "",
-        "claims": {**dataclasses.asdict(transport_class.capabilities), "relieves": transport_class.relieves},
+        "claims": {**dataclasses.asdict(claimed_by(transport_class, url)), "relieves": transport_class.relieves},
     }
 
 
