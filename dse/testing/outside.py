@@ -92,9 +92,10 @@ def _see_that_it_opens(url: str) -> None:
 
 
 def _patience(url: str) -> float:
+    asked = TransportUrl.parse(url).options.get("connect_timeout", "")
     try:
-        return max(_PATIENCE, float(TransportUrl.parse(url).options.get("connect_timeout", 0)) + 5)
-    except ValueError:  # for the driver to refuse
+        return max(_PATIENCE, float(asked) + 5)
+    except ValueError:  # not given, or for the driver to refuse
         return _PATIENCE
 
 
