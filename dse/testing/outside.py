@@ -153,6 +153,13 @@ class Outside:
         except (DseError, BrokerError) as error:
             raise pytest.UsageError(f"--dse-transport {shown}: {error}") from None
 
+    # First, so that a test's name begins with its driver. No hook of the module: that may have one from the contract.
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        if metafunc.definition.path == self._module:
+            names = self._names
+            metafunc.parametrize("broker", list(names), ids=list(names.values()), indirect=True, scope="session")
+
     # A test that cannot even have its broker is its driver's all the same.
     def pytest_itemcollected(self, item: pytest.Item) -> None:
         url = getattr(item, "callspec", None) and item.callspec.params.get("broker")  # type: ignore[attr-defined]
