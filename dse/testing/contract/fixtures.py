@@ -5,19 +5,22 @@ A driver's test file gives the fixture ``broker``; it may replace ``transport_cl
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, ClassVar, Protocol, Self, TypeVar
 
 import pytest
 
 from dse.core.plugins import load_transport
-from dse.core.transport import Delivery, Transport
+from dse.core.transport import Capabilities, Delivery, Transport
 from dse.core.url import TransportUrl
 from dse.testing.contract.peer import Peer
-from dse.testing.contract.recorder import PROMPT, Client, with_options
+from dse.testing.contract.recorder import PROMPT, Client, Recorder, with_options
 
 if TYPE_CHECKING:
     from dse.testing.brokers import Broker
@@ -32,7 +35,9 @@ __all__ = [
     "StartPeer",
     "bounded",
     "bus",
+    "claimed_by",
     "connect",
+    "driver_name",
     "each_delivery",
     "failing",
     "needs",
@@ -75,7 +80,8 @@ def needs(*what: str) -> Callable[[_Test], _Test]:
 class Contract:
     """Base of the contract's classes; each proves one guarantee, which its docstring says."""
 
-    guarantee: ClassVar[int]
+    guarantee: ClassVar[int | str]
+    """Its number, or its name on level 2; see `dse.testing.contract.guarantees`."""
 
     @pytest.fixture(autouse=True)
     def _applies(
@@ -83,13 +89,17 @@ class Contract:
         request: pytest.FixtureRequest,
         broker: Broker,
         transport_class: type[Transport],
+        driver_name: str,
         record_property: Callable[[str, object], None],
     ) -> None:
         if hasattr(self, "guarantee"):
             record_property("guarantee", self.guarantee)
+        record_property("driver", driver_name)
+        record_property("driver_details", driver_details(transport_class, broker.url))
         for need in getattr(request.function, "contract_needs", ()):
-            claims = transport_class if need == "relieves" else transport_class.capabilities
+            claims = transport_class if need == "relieves" else claimed_by(transport_class, broker.url)
             if need in _DRIVER_NEEDS and not getattr(claims, need):
+                record_property("not_claimed", _DRIVER_NEEDS[need])
                 pytest.skip(_DRIVER_NEEDS[need])
             if need in _BROKER_NEEDS and not getattr(broker, need, True):
                 pytest.skip(_BROKER_NEEDS[need])
@@ -114,6 +124,14 @@ class StartPeer(Protocol):
 def transport_class(broker: Broker) -> type[Transport]:
     """The driver under test: the one installed for the broker's URL."""
     return load_transport(broker.url)
+
+
+@pytest.fixture
+def driver_name(broker: Broker, transport_class: type[Transport]) -> str:
+    """What reports call the driver: its scheme, or the name of a class that is not the one installed for the scheme."""
+    if transport_class is not load_transport(broker.url):
+        return transport_class.__name__
+    return TransportUrl.parse(broker.url).scheme
 
 
 @pytest.fixture
@@ -170,6 +188,30 @@ def failing(broker: Broker) -> Iterator[Broker]:
     broker.resume()
     broker.mend()
     broker.start()
+
+
+@functools.cache
+def claimed_by(transport_class: type[Transport], url: str) -> Capabilities:
+    """Return what a driver claims on a URL: for some it is a matter of the URL's options."""
+    try:
+        transport = transport_class(TransportUrl.parse(url), bus="contract", events=Recorder())
+        transport.close()
+    except Exception:  # it cannot even be made, as its tests will tell
+        return transport_class.capabilities
+    return transport.capabilities
+
+
+@functools.cache
+def driver_details(transport_class: type[Transport], url: str) -> dict[str, object]:
+    """Describe a driver for the report: its class, what it was installed with, what it claims."""
+    target = f"{transport_class.__module__}:{transport_class.__qualname__}"
+    found = [each.dist for each in entry_points(group="dse.transports") if each.value == target and each.dist]
+    return {
+        "driver_class": target,
+        "distribution": found[0].name if found else "",
+        "version": found[0].version if found else "",
+        "claims": {**dataclasses.asdict(claimed_by(transport_class, url)), "relieves": transport_class.relieves},
+    }
 
 
 def bounded(seconds: float, what: str, job: Callable[[], object]) -> None:
