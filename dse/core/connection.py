@@ -33,13 +33,15 @@ from dse.core.transport import Address, ConnectionState, Delivery, Transport, Tr
 from dse.core.url import TransportUrl
 from dse.errors import ConfigError, FrameTooLarge, InvalidUrl, TransportError, TransportUnavailable
 
-__all__ = ["JOIN_TIMEOUT", "BrokerTransport", "Session", "backoff", "flag", "seconds", "wire_name"]
+__all__ = ["JOIN_TIMEOUT", "OVERHEAD", "BrokerTransport", "Session", "backoff", "flag", "seconds", "wire_name"]
 
 _log = logging.getLogger("dse.transport")
 
 _LONGEST_WIRE_NAME = 200  # AMQP's short strings end at 255 bytes
 _PLAIN = b"\x00"  # a frame without ttl; one with ttl begins with STAMP, whose first byte is 1
 _pack_stamp, _unpack_stamp, _STAMP_SIZE = STAMP.pack, STAMP.unpack_from, STAMP.size
+OVERHEAD = STAMP.size
+"""Bytes that the data given to `Session.publish` is longer than the frame, at most: its age travels before it."""
 JOIN_TIMEOUT = 10.0
 """Seconds that closing waits for a thread: an event handler that blocks longer is left behind."""
 

@@ -15,6 +15,7 @@ import pytest
 
 from dse.core.plugins import load_transport
 from dse.core.transport import Delivery, Transport
+from dse.core.unfinished import GUARANTEES, unfinished_places
 from dse.core.url import TransportUrl
 from dse.testing.contract.peer import Peer
 from dse.testing.contract.recorder import PROMPT, Client, with_options
@@ -93,6 +94,21 @@ class Contract:
                 pytest.skip(_DRIVER_NEEDS[need])
             if need in _BROKER_NEEDS and not getattr(broker, need, True):
                 pytest.skip(_BROKER_NEEDS[need])
+        if unfinished := self._unfinished(transport_class):
+            # Instead of the test, not here: it fails, which is more than an error of its fixtures.
+            message = f"not implemented: {unfinished}; see docs/new-transport.md of DSE"
+            request.node.obj = lambda **_: pytest.fail(message, pytrace=False)
+
+    def _unfinished(self, driver: type[Transport]) -> str:
+        """Say which guarantees that this class is about wait for their author, and where."""
+        left = unfinished_places(driver)
+        if hasattr(self, "guarantee"):
+            left = {self.guarantee: left[self.guarantee]} if self.guarantee in left else {}
+        elif not driver.capabilities.undeliverable:
+            left.pop(5, None)
+        if len(left) > 1:
+            return f"a bus needs the guarantees {', '.join(map(str, left))}"
+        return "".join(f"guarantee {each} ({GUARANTEES[each]}), {', '.join(left[each])}" for each in left)
 
 
 class Connect(Protocol):
