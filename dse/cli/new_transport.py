@@ -153,6 +153,6 @@ def _remove(made: list[Path]) -> None:
 
 
 def _versions(version: str) -> str:
-    """Return which releases of DSE a driver written for this one is for: before 1.0, a minor version may change the SPI."""
+    """Return which releases of DSE a driver written for this one is for; before 1.0 a minor one may change the SPI."""
     major, minor = (int(part) for part in version.split(".")[:2])
     return f">={major}.{minor},<{major + 1}" if major else f">=0.{minor},<0.{minor + 1}"
