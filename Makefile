@@ -12,7 +12,7 @@ RUNS   ?= 500
 PYTEST  = $(BIN)/python -m pytest -n 4 --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fake scenarios soak faults simulate scale large bench lint types format brokers clean
+.PHONY: help demo test test-fake guarantees scenarios soak faults simulate scale large bench lint types format brokers clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,6 +20,10 @@ help: ## this list
 # Drivers that are distributions of their own, with the extra that brings the server they start.
 PLUGINS = plugins/dse-nats[local]
 PLUGIN_FILES = plugins/dse-nats/setup.cfg plugins/dse-nats/pyproject.toml
+
+# What each driver of the guarantee table is tested by.
+CONTRACTS = $(foreach driver,fake redis rabbit oslo_fake oslo_rabbit,tests/contract/test_$(driver).py) \
+	plugins/dse-nats/tests/test_contract.py
 
 # The stamps are newer than what they were made from: with nothing changed there is nothing to install.
 $(VENV)/.demo: setup.cfg pyproject.toml tools/venv
@@ -48,6 +52,9 @@ faults: $(VENV)/.dev brokers ## faults on real brokers at full length, some 7 mi
 	@mkdir -p build && rm -f build/faults.jsonl
 	DSE_FAULTS=build/faults.jsonl $(PYTEST) tests/system/test_faults.py $(ARGS)
 	$(BIN)/python tests/system/faults/report.py build/faults.jsonl docs/faults.md
+
+guarantees: $(VENV)/.dev brokers ## the contract on every driver, some minutes; the table goes into docs/guarantees.md
+	$(PYTEST) $(CONTRACTS) --dse-report docs/guarantees.md --dse-report docs/guarantees.json $(ARGS)
 
 scenarios: $(VENV)/.dev brokers ## calls and broadcasts right after nodes start: 500 runs of each on each driver (RUNS=500)
 	DSE_SCENARIO_RUNS=$(RUNS) $(PYTEST) tests/system/test_scenarios.py $(ARGS)

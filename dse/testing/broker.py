@@ -12,7 +12,7 @@ from urllib.parse import quote
 from dse.testing.process import ServerProcess
 from dse.testing.proxy import CutProxy
 
-__all__ = ["Broker", "ServerBroker", "bus_prefix"]
+__all__ = ["Broker", "RunningBroker", "ServerBroker", "bus_prefix"]
 
 
 def bus_prefix(bus: str) -> str:
@@ -26,6 +26,9 @@ class Broker(ABC):
     url: for a transport; goes through the cut-off proxy where there is one. direct_url: the same, past the proxy.
     multiprocess: other processes reach it. can_fail: the methods from `stop` to `mend` work.
     can_look: `leftovers` works.
+
+    A subclass that can be made without arguments, named in the entry point group ``dse.brokers`` under the scheme of
+    its URLs, is how a driver's distribution offers a private broker to ``pytest --dse-transport``.
     """
 
     url: str
@@ -33,6 +36,16 @@ class Broker(ABC):
     multiprocess: bool = True
     can_fail: bool = True
     can_look: bool = True
+
+    @classmethod
+    def at(cls, url: str) -> Broker:
+        """Return the running broker that a URL names, which is not ours to stop.
+
+        What a test can do to it is up to the subclass: a proxy in front of it can play outages (see
+        `dse.testing.brokers.ExternalBroker`). Here it can neither be failed nor looked into. Raises `BrokerError`, or
+        what `dse.errors` has for it, when the URL names none.
+        """
+        return RunningBroker(url)
 
     @abstractmethod
     def stop(self) -> None:
@@ -79,6 +92,27 @@ class Broker(ABC):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
+
+
+class RunningBroker(Broker):
+    """A broker of which nothing is known but its URL: it can neither be failed nor looked into."""
+
+    can_fail = False
+    can_look = False
+
+    def __init__(self, url: str) -> None:
+        self.url = self.direct_url = url
+
+    def stop(self) -> None:
+        raise NotImplementedError("broker cannot be stopped from here")
+
+    start = pause = resume = cut = mend = stop
+
+    def leftovers(self, bus: str) -> set[str]:
+        raise NotImplementedError("broker cannot be looked into from here")
+
+    def close(self) -> None:
+        """Leave the broker as it is."""
 
 
 class ServerBroker(Broker):

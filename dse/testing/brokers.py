@@ -73,8 +73,12 @@ class OsloFakeBroker(Broker):
     multiprocess = False
     can_fail = False
 
-    def __init__(self) -> None:
-        self.url = self.direct_url = f"oslo+fake://test-{uuid.uuid4().hex[:12]}"
+    def __init__(self, url: str = "") -> None:
+        self.url = self.direct_url = url or f"oslo+fake://test-{uuid.uuid4().hex[:12]}"
+
+    @classmethod
+    def at(cls, url: str) -> Broker:
+        return cls(url)
 
     def leftovers(self, bus: str) -> set[str]:
         from dse.transports._oslo_library import impl_fake
@@ -149,7 +153,8 @@ class ExternalRedis(ExternalBroker):
     def leftovers(self, bus: str) -> set[str]:
         import redis
 
-        client = redis.Redis.from_url(self.direct_url)
+        # What follows the ? is for the driver.
+        client = redis.Redis.from_url(self.direct_url.partition("?")[0], socket_timeout=5, socket_connect_timeout=5)
         try:
             return redis_leftovers(bus, client.execute_command)
         finally:

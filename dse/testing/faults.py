@@ -273,8 +273,8 @@ class FakeServer(Broker):
 
     multiprocess = False
 
-    def __init__(self) -> None:
-        name = f"server-{uuid.uuid4().hex}"
+    def __init__(self, name: str = "") -> None:
+        name = name or f"server-{uuid.uuid4().hex}"
         self.faults = Faults(name)
         self.url = f"fake://{name}"
         self.direct_url = f"fake://{name}?link=direct"

@@ -28,7 +28,7 @@ from dse.testing.contract.bus_network import network, peer_pool  # noqa: E402
 from dse.testing.contract.bus_outage import TestBusClean, TestBusOutage  # noqa: E402
 from dse.testing.contract.bus_rpc import TestCalls, TestLoad, TestLostCallee  # noqa: E402
 from dse.testing.contract.bus_tables import TestReplicas, TestTableChanges  # noqa: E402
-from dse.testing.contract.fixtures import bus, connect, failing, start_peer, transport_class  # noqa: E402
+from dse.testing.contract.fixtures import bus, connect, driver_name, failing, start_peer, transport_class  # noqa: E402
 from dse.testing.contract.spi_clean import TestClean  # noqa: E402
 from dse.testing.contract.spi_delivery import TestAtMostOnce, TestDelivery, TestOrder  # noqa: E402
 from dse.testing.contract.spi_names import TestIsolation, TestSize  # noqa: E402
@@ -65,6 +65,7 @@ __all__ = [
     "TestUndeliverable",
     "bus",
     "connect",
+    "driver_name",
     "failing",
     "network",
     "peer_pool",

@@ -31,6 +31,8 @@ def state_of(node: Node, other: Far) -> NodeState | None:
 class TestControlBus(Contract):
     """Nodes know who is on the bus and what they offer; what leaves is gone at once, what dies within 5 intervals."""
 
+    guarantee = "control-bus"
+
     def test_nodes_know_each_other_and_what_they_offer(self, network: Network) -> None:
         node, other = network.pair({"mine": Sink}, {"theirs": Worker, "data": Source})
         eventually(lambda: other.status().get(node.node_id) == "JOINED", "the other one knows this one")
@@ -168,6 +170,8 @@ class TestControlBus(Contract):
 class TestObserver(Contract):
     """An observer sees who is on the bus, calls and follows tables, and nobody sees it."""
 
+    guarantee = "observer"
+
     def test_it_knows_everybody_when_it_has_started_and_nobody_knows_it(self, network: Network) -> None:
         node, other = network.pair({"mine": Worker}, {"theirs": Source})
         observer = network.observer()
@@ -217,4 +221,5 @@ class TestObserver(Contract):
             assert changes[1].added == {(2, "two")}
             assert source.items.subscribers == 1
         eventually(lambda: source.items.subscribers == 0, "it subscribes no more")
-        assert source._hooks == ["first items", "last items"]
+        # The count comes first, then the hook, on a thread of its own.
+        eventually(lambda: source._hooks == ["first items", "last items"], "the source was told of both")

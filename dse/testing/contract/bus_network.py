@@ -100,10 +100,6 @@ class Network:
         self.url_options: dict[str, object] = {"heartbeat": 2, "connect_timeout": 2}
 
     @property
-    def reports_undeliverable(self) -> bool:
-        return self._driver.capabilities.undeliverable
-
-    @property
     def url(self) -> str:
         return with_options(self.broker.url, **self.url_options)
 

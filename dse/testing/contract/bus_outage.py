@@ -37,6 +37,8 @@ def sink(node: Node) -> Sink:
 class TestBusOutage(Contract):
     """An outage of the broker delays, and falsifies nothing: within 10 s of its end everything is as it should be."""
 
+    guarantee = "bus-outage"
+
     @needs("can_fail", "survives_broker_restart")
     @pytest.mark.parametrize("how", ["stop", "cut", "pause"])
     def test_after_an_outage_replicas_are_equal_and_calls_work(
@@ -146,6 +148,8 @@ def _works(node: Node) -> bool:
 
 class TestBusClean(Contract):
     """After `Node.stop` no thread of the node is left, and nothing of its bus on the broker."""
+
+    guarantee = "bus-clean"
 
     @needs("can_look")
     def test_a_stopped_node_leaves_nothing(self, network: Network, broker: Broker, bus: str) -> None:

@@ -25,7 +25,7 @@ from dse.errors import (
 )
 from dse.testing.contract.bus_network import BEAT, MARGIN, Network, together
 from dse.testing.contract.bus_services import KnownError, Worker
-from dse.testing.contract.fixtures import Contract, within
+from dse.testing.contract.fixtures import Contract, needs, within
 from dse.testing.contract.recorder import DEADLINE, PROMPT, assert_each_once, eventually
 
 __all__ = ["TestCalls", "TestLoad", "TestLostCallee"]
@@ -53,6 +53,8 @@ VALUES: list[Any] = [
 
 class TestCalls(Contract):
     """A call returns what the method returned, on whichever node it ran, or a typed error that says why it did not."""
+
+    guarantee = "calls"
 
     def test_values_of_all_kinds_go_and_come_back(self, network: Network) -> None:
         node, _ = network.pair({"local": Worker}, {"remote": Worker})
@@ -249,6 +251,8 @@ class TestCalls(Contract):
 class TestLoad(Contract):
     """Calls from many threads run at once, each at most once; what is too much, or too late, is not run."""
 
+    guarantee = "load"
+
     def test_sixteen_threads_call_at_once_and_every_call_is_run_once(self, network: Network) -> None:
         node, other = network.pair({"local": Worker}, {"remote": Worker})
         keys = [[f"{thread}-{number}" for number in range(40)] for thread in range(16)]
@@ -335,6 +339,8 @@ class TestLoad(Contract):
 class TestLostCallee(Contract):
     """Whoever waits for a node that is killed or leaves is told as soon as it is known; what may be repeated, is."""
 
+    guarantee = "lost-callee"
+
     def test_a_killed_node_loses_its_callers_within_six_intervals(self, network: Network) -> None:
         node, other = network.pair({}, {"remote": Worker}, heartbeat_interval=BEAT)
         futures = [
@@ -368,6 +374,7 @@ class TestLostCallee(Contract):
         for number in range(6):
             assert node.call("many", "echo", {"value": number}) == number
 
+    @needs("undeliverable")
     def test_calls_find_the_replica_that_is_left_while_the_kill_is_not_known_yet(self, network: Network) -> None:
         node, first, second = together(
             lambda: network.here(heartbeat_interval=5.0),
@@ -376,8 +383,6 @@ class TestLostCallee(Contract):
         )
         network.meet(node, "many", first, second)
         first.kill()
-        if not network.reports_undeliverable:
-            pytest.skip("driver does not claim undeliverable")
         # Until the broker itself has noticed, a frame may vanish; it is then the caller who hears nothing.
         failures: list[RpcError] = []
 

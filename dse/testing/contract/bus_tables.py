@@ -66,6 +66,8 @@ class _Watcher(DataService):
 class TestTableChanges(Contract):
     """A replica in another process is always a state that the publisher was in; its callback is told every change."""
 
+    guarantee = "table-changes"
+
     def test_every_change_arrives_and_is_told(self, network: Network) -> None:
         node, other = network.pair({"sink": Sink}, {"source": Source})
         followed = sink(node).follow("source")
@@ -199,6 +201,8 @@ class TestTableChanges(Contract):
 
 class TestReplicas(Contract):
     """Replicas follow whoever publishes the table, and the publisher knows whether anybody follows."""
+
+    guarantee = "replicas"
 
     def test_tables_that_nobody_publishes_are_named(self, network: Network) -> None:
         node, other = network.pair({"sink": Sink}, {"source": Source})

@@ -5,10 +5,13 @@ A driver's test file gives the fixture ``broker``; it may replace ``transport_cl
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, ClassVar, Protocol, Self, TypeVar
 
 import pytest
@@ -34,6 +37,7 @@ __all__ = [
     "bounded",
     "bus",
     "connect",
+    "driver_name",
     "each_delivery",
     "failing",
     "needs",
@@ -76,7 +80,8 @@ def needs(*what: str) -> Callable[[_Test], _Test]:
 class Contract:
     """Base of the contract's classes; each proves one guarantee, which its docstring says."""
 
-    guarantee: ClassVar[int]
+    guarantee: ClassVar[int | str]
+    """Its number, or its name on level 2; see `dse.testing.contract.guarantees`."""
 
     @pytest.fixture(autouse=True)
     def _applies(
@@ -84,13 +89,17 @@ class Contract:
         request: pytest.FixtureRequest,
         broker: Broker,
         transport_class: type[Transport],
+        driver_name: str,
         record_property: Callable[[str, object], None],
     ) -> None:
         if hasattr(self, "guarantee"):
             record_property("guarantee", self.guarantee)
+        record_property("driver", driver_name)
+        record_property("driver_details", driver_details(transport_class))
         for need in getattr(request.function, "contract_needs", ()):
             claims = transport_class if need == "relieves" else transport_class.capabilities
             if need in _DRIVER_NEEDS and not getattr(claims, need):
+                record_property("not_claimed", _DRIVER_NEEDS[need])
                 pytest.skip(_DRIVER_NEEDS[need])
             if need in _BROKER_NEEDS and not getattr(broker, need, True):
                 pytest.skip(_BROKER_NEEDS[need])
@@ -130,6 +139,14 @@ class StartPeer(Protocol):
 def transport_class(broker: Broker) -> type[Transport]:
     """The driver under test: the one installed for the broker's URL."""
     return load_transport(broker.url)
+
+
+@pytest.fixture
+def driver_name(broker: Broker, transport_class: type[Transport]) -> str:
+    """What reports call the driver: its scheme, or the name of a class that is not the one installed for the scheme."""
+    if transport_class is not load_transport(broker.url):
+        return transport_class.__name__
+    return TransportUrl.parse(broker.url).scheme
 
 
 @pytest.fixture
@@ -186,6 +203,19 @@ def failing(broker: Broker) -> Iterator[Broker]:
     broker.resume()
     broker.mend()
     broker.start()
+
+
+@functools.cache
+def driver_details(transport_class: type[Transport]) -> dict[str, object]:
+    """Describe a driver for the report: its class, what it was installed with, what it claims."""
+    target = f"{transport_class.__module__}:{transport_class.__qualname__}"
+    found = [each.dist for each in entry_points(group="dse.transports") if each.value == target and each.dist]
+    return {
+        "driver_class": target,
+        "distribution": found[0].name if found else "",
+        "version": found[0].version if found else "",
+        "claims": {**dataclasses.asdict(transport_class.capabilities), "relieves": transport_class.relieves},
+    }
 
 
 def bounded(seconds: float, what: str, job: Callable[[], object]) -> None:

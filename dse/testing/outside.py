@@ -1,0 +1,144 @@
+"""The contract on any installed driver: ``pytest --pyargs dse.testing.contract --dse-transport URL``.
+
+The URL says on which broker:
+
+- A bare scheme (``mybus://``) asks for a private broker. The driver's distribution offers one in the entry point group
+  ``dse.brokers``: a `Broker` class, named by the scheme, that can be made without arguments. Each worker makes its own.
+- Any other URL is that of a running broker; `Broker.at` of the same class makes something of it that a test can handle.
+- Without such an entry point the URL goes to the driver as it is: tests that need to stop or look into the broker are
+  skipped.
+
+That there is such a driver, that it takes the URL, and that the broker answers is found out before any test.
+"""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Generator, Iterable
+from pathlib import Path
+
+import pytest
+
+import dse.testing.contract
+from dse.core.plugins import load_plugin, load_transport
+from dse.core.transport import Address, ConnectionState
+from dse.core.url import TransportUrl
+from dse.errors import DseError, TransportUnavailable
+from dse.testing.broker import Broker, RunningBroker
+from dse.testing.process import BrokerError
+
+__all__ = ["Outside", "broker_for", "check", "driver_names"]
+
+BROKERS = "dse.brokers"
+"""The entry point group of brokers for tests."""
+
+_PATIENCE = 15.0  # seconds until a driver that does not return from `open` counts as one that hangs
+
+
+def broker_for(url: str) -> Broker:
+    """Return the broker for a URL that was given to ``--dse-transport``; to be closed at the end.
+
+    Raises `BrokerError`, or what `dse.errors` has for it, when it cannot be had.
+    """
+    parsed = TransportUrl.parse(url)
+    try:
+        offered = load_plugin(BROKERS, parsed.scheme, kind="broker", base=Broker, extras={})  # type: ignore[type-abstract]
+    except LookupError:
+        return RunningBroker(url)
+    private = not (parsed.hosts or parsed.path or parsed.options or parsed.username)
+    return offered() if private else offered.at(url)
+
+
+def check(url: str) -> None:
+    """See that a transport opens on a URL that was given to ``--dse-transport``.
+
+    Raises `BrokerError`, or what `dse.errors` has for it, when there is no driver, no broker, or no answer, within some
+    seconds (and what a private broker needs to start). That the driver fails in any other way is for the tests to say.
+    """
+    load_transport(url)
+    with broker_for(url) as broker:
+        failures: list[DseError] = []
+        thread = threading.Thread(
+            target=_open, args=(broker.direct_url, failures), name="dse-outside-check", daemon=True
+        )
+        thread.start()
+        thread.join(_PATIENCE)
+        if thread.is_alive():
+            raise TransportUnavailable(f"the driver's open() has not returned after {_PATIENCE:g} s")
+        if failures:
+            raise failures[0]
+
+
+def _open(url: str, failures: list[DseError]) -> None:
+    try:
+        parsed = TransportUrl.parse(url)
+        transport = load_transport(parsed)(parsed, bus=f"contract-{uuid.uuid4().hex[:12]}", events=_Deaf())
+        transport.open()
+        transport.close()
+    except DseError as error:
+        failures.append(error)
+    except Exception:
+        pass  # a driver that is not finished: guarantee by guarantee
+
+
+class _Deaf:
+    def received(self, address: Address, frame: bytes) -> None: ...
+
+    def undeliverable(self, address: Address, frame: bytes) -> None: ...
+
+    def state_changed(self, state: ConnectionState) -> None: ...
+
+
+def driver_names(urls: Iterable[str]) -> dict[str, str]:
+    """Name the drivers behind URLs, for reports: by the scheme, or by the URL where several have the same scheme."""
+    parsed = {url: TransportUrl.parse(url) for url in urls}
+    schemes = [each.scheme for each in parsed.values()]
+    names: dict[str, str] = {}
+    for url, each in parsed.items():
+        shown = each.scheme if schemes.count(each.scheme) == 1 else str(each)
+        alike = sum(name.partition(" #")[0] == shown for name in names.values())
+        names[url] = f"{shown} #{alike + 1}" if alike else shown
+    return names
+
+
+class Outside:
+    """The pytest plugin of one such run."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.urls = list(dict.fromkeys(config.getoption("dse_transport")))
+        self._module = Path(dse.testing.contract.__file__).with_name("driver.py")
+        if not hasattr(config, "workerinput"):  # a worker of xdist has its URLs checked
+            for url in self.urls:
+                self._check(url)
+        self._names = driver_names(self.urls)
+
+    @staticmethod
+    def _check(url: str) -> None:
+        try:
+            shown = str(TransportUrl.parse(url))
+        except DseError as error:
+            raise pytest.UsageError(f"--dse-transport: {error}") from None
+        try:
+            check(url)
+        except (DseError, BrokerError) as error:
+            raise pytest.UsageError(f"--dse-transport {shown}: {error}") from None
+
+    # A test that cannot even have its broker is its driver's all the same.
+    def pytest_itemcollected(self, item: pytest.Item) -> None:
+        url = getattr(item, "callspec", None) and item.callspec.params.get("broker")  # type: ignore[attr-defined]
+        if url in self._names:
+            item.user_properties.append(("driver", self._names[url]))
+
+    def pytest_report_header(self) -> str:
+        return f"dse contract on: {', '.join(str(TransportUrl.parse(url)) for url in self.urls)}"
+
+    # One module is collected, once, whatever the configuration of the folder says of the names of test files.
+    @pytest.hookimpl(wrapper=True)
+    def pytest_collect_file(
+        self, file_path: Path, parent: pytest.Collector
+    ) -> Generator[None, list[pytest.Collector], list[pytest.Collector]]:
+        collected = yield
+        if file_path.parent != self._module.parent:
+            return collected
+        return [pytest.Module.from_parent(parent, path=file_path)] if file_path == self._module else []
