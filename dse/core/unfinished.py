@@ -8,28 +8,12 @@ the driver's package has a place for it. To finish a place is to write its body 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 from dse.errors import Unfinished
 
-__all__ = ["GUARANTEES", "unfinished", "unfinished_places"]
-
-GUARANTEES: Mapping[int, str] = {
-    1: "ready on return",
-    2: "delivery",
-    3: "order",
-    4: "at most once",
-    5: "undeliverable",
-    6: "TTL",
-    7: "isolation",
-    8: "size",
-    9: "threads",
-    10: "outage",
-    11: "clean",
-    12: "fork and reopen",
-}
-"""What the guarantees of ``docs/transports.md`` are called."""
+__all__ = ["unfinished", "unfinished_places"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -38,8 +22,7 @@ _places: dict[str, dict[int, list[str]]] = {}  # by package and guarantee; writt
 
 
 def unfinished(guarantee: int) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Mark a function as the place for a guarantee, not filled yet; calling it raises `Unfinished`."""
-    name = GUARANTEES[guarantee]
+    """Mark a function as the place for this guarantee of ``docs/transports.md``; until then it raises `Unfinished`."""
 
     def mark(function: Callable[P, T]) -> Callable[P, T]:
         place = function.__qualname__
@@ -49,7 +32,7 @@ def unfinished(guarantee: int) -> Callable[[Callable[P, T]], Callable[P, T]]:
         @functools.wraps(function)
         def refuse(*_: P.args, **__: P.kwargs) -> T:
             raise Unfinished(
-                f"not implemented: guarantee {guarantee} ({name}), {place}; see docs/new-transport.md of DSE",
+                f"not implemented: guarantee {guarantee}, {place}; see docs/new-transport.md of DSE",
                 guarantee=guarantee,
                 place=place,
             )

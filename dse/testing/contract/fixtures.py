@@ -18,8 +18,9 @@ import pytest
 
 from dse.core.plugins import load_transport
 from dse.core.transport import Delivery, Transport
-from dse.core.unfinished import GUARANTEES, unfinished_places
+from dse.core.unfinished import unfinished_places
 from dse.core.url import TransportUrl
+from dse.testing.contract.guarantees import find_guarantee
 from dse.testing.contract.peer import Peer
 from dse.testing.contract.recorder import PROMPT, Client, with_options
 
@@ -111,13 +112,12 @@ class Contract:
     def _unfinished(self, driver: type[Transport]) -> str:
         """Say which guarantees that this class is about wait for their author, and where."""
         left = unfinished_places(driver)
-        if hasattr(self, "guarantee"):
-            left = {self.guarantee: left[self.guarantee]} if self.guarantee in left else {}
-        elif not driver.capabilities.undeliverable:
+        own = find_guarantee(self.guarantee).number
+        if own is not None:
+            return f"guarantee {own}, {', '.join(left[own])}" if own in left else ""
+        if not driver.capabilities.undeliverable:
             left.pop(5, None)
-        if len(left) > 1:
-            return f"a bus needs the guarantees {', '.join(map(str, left))}"
-        return "".join(f"guarantee {each} ({GUARANTEES[each]}), {', '.join(left[each])}" for each in left)
+        return f"a bus needs the guarantees {', '.join(map(str, left))}" if left else ""
 
 
 class Connect(Protocol):

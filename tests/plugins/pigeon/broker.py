@@ -17,6 +17,7 @@ the name in bytes), a name and data. Names begin with the letter of their delive
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import struct
 import sys
@@ -28,6 +29,8 @@ HELLO, LISTEN, UNLISTEN, LEAVE, FRAME, BACK, PING, LOOK = range(8)
 
 _LONGEST = 16 * 2**20  # bytes of a message
 _MOST_WAITING = 64 * 2**20  # bytes for a client that does not read them; then it is cut off
+
+_numbers = itertools.count(1)
 
 Message = tuple[int, int, str, bytes]  # kind, number, name, data
 
@@ -59,7 +62,7 @@ class Client(asyncio.Protocol):
         self._clients, self._places = clients, places
         self._received = bytearray()
         self._names: set[str] = set()
-        self.number = max(clients, default=0) + 1
+        self.number = next(_numbers)
         self.bus = ""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
