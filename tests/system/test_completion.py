@@ -79,6 +79,9 @@ def test_bash_completes_commands_and_options() -> None:
     assert {"node", "served/s"} <= in_bash("dse top --sort ")
     assert in_bash("dse completion ") == {"bash", "zsh", "fish"}
     assert "redis://" in in_bash("dse status --transport red")
+    assert in_bash("dse new") == {"new-transport"}
+    assert in_bash("dse new-transport mybus --i") == {"--into"}
+    assert in_bash("dse new-transport mybus --into /us") == {"/usr/"}
 
 
 def test_bash_completes_what_is_on_the_bus(bus: dict[str, str]) -> None:

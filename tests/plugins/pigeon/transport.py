@@ -37,7 +37,7 @@ class _PigeonSession:
         self._in: socket.socket | None = None  # two descriptors of one connection, with a timeout each
         self._out: socket.socket | None = None
         self._received = bytearray()
-        self._heard = 0.0
+        self._heard = self._asked = 0.0  # when the broker last said something, and was last asked to
         self._changed = threading.Condition()  # protects _failure, _closing, and the change of _answered
         self._failure: BaseException | None = None
         self._closing = False
@@ -121,9 +121,12 @@ class _PigeonSession:
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(JOIN_TIMEOUT)
-        self.abandon()
+        self._drop()
 
     def abandon(self) -> None:
+        self._drop()
+
+    def _drop(self) -> None:
         for descriptor in (self._in, self._out):
             if descriptor is not None:
                 descriptor.close()
@@ -172,11 +175,15 @@ class _PigeonSession:
             self._transport.lost(self, self._failure or error)
 
     def _ask_for_life(self) -> None:
-        """Nothing has come for a quarter of the heartbeat: the connection is lost, or is asked for a sign of life."""
-        heartbeat = self._transport.heartbeat
-        if time.monotonic() - self._heard > heartbeat * 0.9:
-            raise TimeoutError(f"the broker has been silent for {heartbeat:g} s")
-        if self._sending.acquire(timeout=heartbeat / 4):  # else somebody else writes
+        """Nothing has come for a quarter of the heartbeat: ask; or the answer has not come for half of it: give up."""
+        heartbeat, now = self._transport.heartbeat, time.monotonic()
+        # From the question on: while this process did not get to run, the broker had nothing to answer.
+        if self._asked > self._heard:
+            if now - self._asked >= heartbeat / 2:
+                raise TimeoutError(f"no answer from the broker for {now - self._asked:.1f} s")
+            return
+        self._asked = now
+        if self._sending.acquire(timeout=heartbeat / 4):  # else somebody else writes, and has a time limit
             try:
                 self._write(message(PING))
             finally:
