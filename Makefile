@@ -54,7 +54,8 @@ faults: $(VENV)/.dev brokers ## faults on real brokers at full length, some 7 mi
 	$(BIN)/python tests/system/faults/report.py build/faults.jsonl docs/faults.md
 
 guarantees: $(VENV)/.dev brokers ## the contract on every driver, some minutes; the table goes into docs/guarantees.md
-	$(PYTEST) $(CONTRACTS) --dse-report docs/guarantees.md --dse-report docs/guarantees.json $(ARGS)
+	@mkdir -p build
+	$(PYTEST) $(CONTRACTS) --dse-report docs/guarantees.md --dse-report build/guarantees.json $(ARGS)
 
 scenarios: $(VENV)/.dev brokers ## calls and broadcasts right after nodes start: 500 runs of each on each driver (RUNS=500)
 	DSE_SCENARIO_RUNS=$(RUNS) $(PYTEST) tests/system/test_scenarios.py $(ARGS)

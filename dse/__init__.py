@@ -2,6 +2,8 @@
 
 A service publishes tables, subscribes to the tables of others and offers RPC methods; which message bus carries them is
 a URL. Start with `Node` and `DataService`.
+
+PYTEST_DONT_REWRITE: or pytest, of which `dse_pytest` is a plugin, would warn where `dse` was imported before it ran.
 """
 
 from dse.core.controlbus import ControlBus

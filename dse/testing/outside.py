@@ -14,6 +14,7 @@ That there is such a driver, that it takes the URL, and that the broker answers 
 from __future__ import annotations
 
 import threading
+import traceback
 import uuid
 from collections.abc import Generator, Iterable
 from pathlib import Path
@@ -46,8 +47,21 @@ def broker_for(url: str) -> Broker:
         offered = load_plugin(BROKERS, parsed.scheme, kind="broker", base=Broker, extras={})  # type: ignore[type-abstract]
     except LookupError:
         return RunningBroker(url)
-    private = not (parsed.hosts or parsed.path or parsed.options or parsed.username)
-    return offered() if private else offered.at(url)
+    try:
+        return offered() if _is_bare(parsed) else offered.at(url)
+    except (DseError, BrokerError):
+        raise
+    except Exception as error:  # a mistake of its author
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        raise BrokerError(
+            f"the broker {parsed.scheme!r} cannot be made: {type(error).__name__}: {error} "
+            f"({where.filename}, line {where.lineno})"
+        ) from error
+
+
+def _is_bare(url: TransportUrl) -> bool:
+    """Whether a URL is a scheme and no more."""
+    return not (url.hosts or url.path or url.options or url.username)
 
 
 def check(url: str) -> None:
@@ -57,17 +71,23 @@ def check(url: str) -> None:
     seconds (and what a private broker needs to start). That the driver fails in any other way is for the tests to say.
     """
     load_transport(url)
+    bare = _is_bare(TransportUrl.parse(url))
+    if not bare:  # first of all: whatever else looks for the broker may wait for it longer than the driver does
+        _see_that_it_opens(url)
     with broker_for(url) as broker:
-        failures: list[DseError] = []
-        thread = threading.Thread(
-            target=_open, args=(broker.direct_url, failures), name="dse-outside-check", daemon=True
-        )
-        thread.start()
-        thread.join(_PATIENCE)
-        if thread.is_alive():
-            raise TransportUnavailable(f"the driver's open() has not returned after {_PATIENCE:g} s")
-        if failures:
-            raise failures[0]
+        if bare:
+            _see_that_it_opens(broker.direct_url)
+
+
+def _see_that_it_opens(url: str) -> None:
+    failures: list[DseError] = []
+    thread = threading.Thread(target=_open, args=(url, failures), name="dse-outside-check", daemon=True)
+    thread.start()
+    thread.join(_PATIENCE)
+    if thread.is_alive():
+        raise TransportUnavailable(f"the driver's open() has not returned after {_PATIENCE:g} s")
+    if failures:
+        raise failures[0]
 
 
 def _open(url: str, failures: list[DseError]) -> None:

@@ -12,18 +12,21 @@ from stevedore import ExtensionManager
 __all__ = ["install", "installed"]
 
 
-def install(folder: Path, name: str, code: str, plugins: Mapping[str, str]) -> Path:
+def install(folder: Path, name: str, code: str, plugins: Mapping[str, str], **groups: Mapping[str, str]) -> Path:
     """Write the distribution `name` into a folder that is to be on ``sys.path``; return the folder.
 
-    code: of its one module, which is called like it. plugins: entry points, as in ``{"rooms": "rooms_dist:Rooms"}``.
+    code: of its one module, which is called like it. plugins: entry points of services, as in
+    ``{"rooms": "rooms_dist:Rooms"}``; groups: those of others, as in ``transports={"mybus": "mybus_dist:MyBus"}``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.py").write_text(code)
     metadata = folder / f"{name}-1.0.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-    points = "".join(f"{plugin} = {target}\n" for plugin, target in plugins.items())
-    (metadata / "entry_points.txt").write_text(f"[dse.services]\n{points}")
+    lines = []
+    for group, entries in {"services": plugins, **groups}.items():
+        lines += [f"[dse.{group}]", *(f"{plugin} = {target}" for plugin, target in entries.items())]
+    (metadata / "entry_points.txt").write_text("\n".join(lines) + "\n")
     return folder
 
 

@@ -102,8 +102,10 @@ def _driver(test: _Test, known: set[str], by_file: dict[str, str]) -> str:
 
 def _name(report: pytest.TestReport) -> str:
     """The test's name without what xdist adds to it."""
-    file = report.nodeid.partition("::")[0]
     path, _, domain = report.location
+    file = report.nodeid.partition("::")[0]
+    if file in ("", "."):  # the module of the contract was the only argument
+        file = "driver.py"
     if domain == path:  # a worker died
         return re.sub(r"@[^@\]]*\Z", "", report.nodeid)
     head, bracket, parameters = domain.partition("[")

@@ -22,6 +22,7 @@ __all__ = [
     "State",
     "TestReport",
     "driver_report",
+    "functions_of",
     "judge",
     "load_report",
     "merge",
@@ -136,7 +137,7 @@ def guarantee_report(guarantee: Guarantee, tests: Iterable[TestReport]) -> Guara
     """Count and judge the tests of one guarantee."""
     listed = sorted(tests, key=lambda each: each.test)
     count = {outcome: sum(test.outcome == outcome for test in listed) for outcome in _WORST_FIRST}
-    not_run = sorted(_functions(guarantee.name) - {test.function for test in listed})
+    not_run = sorted(functions_of(guarantee.name) - {test.function for test in listed})
     return GuaranteeReport(
         number=guarantee.number,
         name=guarantee.name,
@@ -173,8 +174,8 @@ def driver_report(
 
 
 @functools.cache
-def _functions(name: str) -> frozenset[str]:
-    """The test functions that the contract has for a guarantee."""
+def functions_of(name: str) -> frozenset[str]:
+    """Return the test functions that the contract has for a guarantee."""
     import dse.testing.contract as contract
 
     classes = [each for each in map(vars(contract).get, contract.__all__) if isinstance(each, type)]

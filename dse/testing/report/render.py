@@ -49,12 +49,14 @@ class Table:
     def _cell(self, result: GuaranteeReport | None) -> Cell:
         if result is None:
             return Cell("not run", None)
+        if result.state == "incomplete":
+            return Cell(f"incomplete ({self._letter(_NOT_RUN)})", result.state)
         words: list[str] = [result.state]
-        reasons = [_NOT_RUN] if result.state == "incomplete" else []
+        reasons: list[str] = []
         for outcome in ("not tried", "not claimed"):
             skipped = result.having(outcome)
             if skipped and outcome != result.state:
-                words.append(f"{len(skipped)} {outcome}")
+                words.append(f"{len(skipped)} of {len(result.tests)} {outcome}")
             reasons += [test.reason for test in skipped]
         letters = [self._letter(reason) for reason in dict.fromkeys(reasons)]
         return Cell(", ".join(words) + (f" ({', '.join(letters)})" if letters else ""), result.state)
@@ -131,7 +133,9 @@ def markdown(report: Report) -> str:
     failures = [(driver.driver, *each) for driver in report.drivers for each in broken(driver)]
     if failures:
         lines += ["", "## Broken", ""]
-        lines += [f"- {driver}, {guarantee}: `{failed}`" for driver, guarantee, failed in failures]
+        lines += [
+            f"- {driver}, {guarantee}: `{failed.replace('`', chr(39))}`" for driver, guarantee, failed in failures
+        ]
     lines += ["", "## What the drivers claim", "", *_claims(report), ""]
     return "\n".join(lines)
 
@@ -145,7 +149,8 @@ def _claims(report: Report) -> list[str]:
             flags = (claims.undeliverable, claims.survives_broker_restart, claims.relieves)
             cells = [*("yes" if flag else "no" for flag in flags), f"{claims.max_frame:,}"]
         installed = f"{driver.distribution} {driver.version}".strip() or "not installed"
-        rows.append([driver.driver, f"`{driver.driver_class}`", installed, *cells, driver.dse])
+        kind = f"`{driver.driver_class}`" if driver.driver_class else ""
+        rows.append([driver.driver, kind, installed, *cells, driver.dse])
     heads = ["driver", "class", "of", "undeliverable", "survives a restart", "relieves", "longest frame, bytes", "dse"]
     return _grid(heads, rows)
 

@@ -14,3 +14,8 @@ from dse_nats.testing import NatsCluster
 def broker() -> Iterator[NatsCluster]:
     with NatsCluster() as cluster:
         yield cluster
+
+
+@pytest.fixture
+def driver_name() -> str:
+    return "nats, a cluster"
