@@ -204,7 +204,7 @@ class TestFilled:
     def test_dse_lists_it_among_its_transports(self, pigeon: Driver) -> None:
         done = pigeon.dse("transports", "--json")
         assert (done.returncode, done.stderr) == (0, "")
-        claims = {"undeliverable": True, "max_frame": 2**20, "survives_broker_restart": True}
+        claims = {"undeliverable": True, "max_frame": 2**21, "survives_broker_restart": True}
         assert {"name": "pigeon", **claims} in json.loads(done.stdout)
         plugins = pigeon.dse("plugins")
         assert (plugins.returncode, plugins.stderr) == (0, "")

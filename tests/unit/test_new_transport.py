@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -194,6 +195,55 @@ class TestSkeleton:
     )
     def test_it_says_which_releases_it_is_for(self, version, fitting):
         assert _versions(version) == fitting
+
+
+class TestGuide:
+    """docs/new-transport.md is true: what it quotes, what it shows, where it points to."""
+
+    TEXT = (ROOT / "docs" / "new-transport.md").read_text()
+    SOURCES: ClassVar = {
+        "skeleton": "dse/cli/templates/transport/package/transport.py.in",
+        **{
+            f"dse_nats/{file}": f"plugins/dse-nats/dse_nats/{file}"
+            for file in ("transport.py", "_link.py", "testing.py")
+        },
+    }
+
+    @pytest.mark.parametrize("source", SOURCES)
+    def test_it_quotes_what_is_there(self, source):
+        quoted = re.findall(rf"^```python {re.escape(source)}\n(.*?)^```$", self.TEXT, re.M | re.S)
+        assert quoted
+        code = (ROOT / self.SOURCES[source]).read_text()
+        for excerpt in quoted:
+            at = 0
+            for part in re.split(r"^ *…\n", excerpt, flags=re.M):
+                found = code.find(f"\n{part}", at)
+                assert found >= 0, f"not in {source}, or not in this order:\n{part}"
+                at = found + len(part)
+
+    def test_every_excerpt_is_checked(self):
+        assert set(re.findall(r"^```python (\S+)$", self.TEXT, re.M)) == set(self.SOURCES)
+
+    def test_it_goes_through_every_place(self, tmp_path):
+        write_skeleton("mybus", tmp_path)
+        code = (tmp_path / "dse_mybus" / "transport.py").read_text()
+        places = {(int(number), name) for number, name in re.findall(r"@unfinished\((\d+)\)\n    def (\w+)", code)}
+        headings = re.findall(r"^### (\d+)\. .*?: (.*)$", self.TEXT, re.M)
+        assert {(int(number), name) for number, names in headings for name in re.findall(r"`(\w+)`", names)} == places
+
+    def test_it_shows_what_the_command_says(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        assert main(["new-transport", "mybus"]) == 0
+        assert f"```\n$ dse new-transport mybus\n{capsys.readouterr().out}```\n" in self.TEXT
+
+    def test_it_points_to_what_is_there(self):
+        for link in re.findall(r"\]\(([^)]+)\)", self.TEXT):
+            path, _, anchor = link.partition("#")
+            target = ROOT / "docs" / path
+            assert target.exists(), link
+            if anchor:
+                headings = re.findall(r"^#+ (.*)$", target.read_text(), re.M)
+                assert anchor in {re.sub(r"[^\w -]", "", each.lower()).replace(" ", "-") for each in headings}, link
 
 
 class Base:

@@ -24,7 +24,7 @@ _HANDLER_TIMEOUT = JOIN_TIMEOUT / 2  # ... and a handler to end, while frames th
 
 
 class PigeonTransport:
-    capabilities = Capabilities(undeliverable=True, max_frame=2**20, survives_broker_restart=True)
+    capabilities = Capabilities(undeliverable=True, max_frame=2**21, survives_broker_restart=True)
 
 
 class _PigeonSession:
