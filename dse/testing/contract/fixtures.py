@@ -112,7 +112,10 @@ class Contract:
     def _unfinished(self, driver: type[Transport]) -> str:
         """Say which guarantees that this class is about wait for their author, and where."""
         left = unfinished_places(driver)
-        own = find_guarantee(self.guarantee).number
+        try:
+            own = find_guarantee(getattr(self, "guarantee", "")).number
+        except LookupError:
+            return ""  # a class of the author's own
         if own is not None:
             return f"guarantee {own}, {', '.join(left[own])}" if own in left else ""
         if not driver.capabilities.undeliverable:

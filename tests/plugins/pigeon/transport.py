@@ -118,9 +118,7 @@ class _PigeonSession:
                 thread.join(_HANDLER_TIMEOUT if sound else 0)
         self._ended = True
         self._fail(ConnectionAbortedError("closed"))
-        for thread in self._threads:
-            if thread is not threading.current_thread():
-                thread.join(JOIN_TIMEOUT)
+        self._join(self._threads)
         self._drop()
 
     def abandon(self) -> None:
