@@ -163,4 +163,22 @@ class Outside:
         collected = yield
         if file_path.parent != self._module.parent:
             return collected
-        return [pytest.Module.from_parent(parent, path=file_path)] if file_path == self._module else []
+        return [_Module.from_parent(parent, path=file_path)] if file_path == self._module else []
+
+    def pytest_pycollect_makeitem(
+        self, collector: pytest.Module | pytest.Class, name: str, obj: object
+    ) -> pytest.Class | None:
+        if isinstance(collector, _Module) and collector.classnamefilter(name):
+            return _Class.from_parent(collector, name=name, obj=obj)
+        return None
+
+
+# Nor of classes and functions.
+class _Module(pytest.Module):
+    def classnamefilter(self, name: str) -> bool:
+        return name.startswith("Test")
+
+
+class _Class(pytest.Class):
+    def funcnamefilter(self, name: str) -> bool:
+        return name.startswith("test_")

@@ -62,6 +62,8 @@ class Gatherer:
                 return
             if test.outcome != "failed":
                 test.outcome, test.reason = "failed", _failure(report)
+        elif test.outcome == "failed":
+            return  # run more than once, or at its end
         elif report.outcome == "skipped":
             if "not_claimed" in test.properties:
                 test.outcome, test.reason = "not claimed", str(test.properties["not_claimed"])
