@@ -98,6 +98,12 @@ def make_driver(folder: Path, *, filled: bool, but: tuple[int, ...] = ()) -> Dri
 
 
 @pytest.fixture(scope="module")
+def unfilled(tmp_path_factory: pytest.TempPathFactory) -> Driver:
+    """The skeleton as it was written."""
+    return make_driver(tmp_path_factory.mktemp("outside") / "pigeon", filled=False)
+
+
+@pytest.fixture(scope="module")
 def pigeon(tmp_path_factory: pytest.TempPathFactory) -> Driver:
     """The driver, filled."""
     return make_driver(tmp_path_factory.mktemp("outside") / "pigeon", filled=True)
@@ -144,11 +150,10 @@ def report(driver: Driver) -> dict[int | str, Guarantee]:
 
 
 class TestUnfilled:
-    def test_the_contract_fails_guarantee_by_guarantee_until_they_are_implemented(self, tmp_path: Path) -> None:
-        driver = make_driver(tmp_path / "outside", filled=False)
-        done = driver.pytest("-n0", "--dse-report=report.json")
+    def test_the_contract_fails_guarantee_by_guarantee_until_they_are_implemented(self, unfilled: Driver) -> None:
+        done = unfilled.pytest("-n0", "--dse-report=report.json")
         assert done.returncode == 1, done.stdout + done.stderr
-        found = report(driver)
+        found = report(unfilled)
         assert {which for which in found if isinstance(which, int)} == set(range(1, 13))
         assert found.pop(5).state == "not claimed"
         assert found.pop("bus-clean").state == "not tried"  # the broker cannot be looked into yet
@@ -160,15 +165,13 @@ class TestUnfilled:
             missing = rf"guarantee {which}, (_PigeonSession\.\w+[,;] )+" if isinstance(which, int) else f"{needed} "
             assert re.fullmatch(rf"not implemented: {missing}see docs/new-transport.md of DSE", reason)
 
-    def test_so_does_it_when_it_is_run_from_outside(self, tmp_path: Path) -> None:
-        driver = make_driver(tmp_path / "outside", filled=False)
-        done = driver.pytest("-n0", *OUTSIDE, "--dse-report=report.json", "-k", "TestReady or TestTtl or TestCalls")
+    def test_so_does_it_when_it_is_run_from_outside(self, unfilled: Driver) -> None:
+        done = unfilled.pytest("-n0", *OUTSIDE, "--dse-report=report.json", "-k", "TestReady or TestTtl or TestCalls")
         assert done.returncode == 1, done.stdout + done.stderr
-        assert {guarantee.state for guarantee in report(driver).values()} == {"broken"}
+        assert {guarantee.state for guarantee in report(unfilled).values()} == {"broken"}
 
-    def test_whoever_uses_it_is_told_in_a_line_what_is_missing(self, tmp_path: Path) -> None:
-        driver = make_driver(tmp_path / "outside", filled=False)
-        done = driver.dse("check", "pigeon://localhost")
+    def test_whoever_uses_it_is_told_in_a_line_what_is_missing(self, unfilled: Driver) -> None:
+        done = unfilled.dse("check", "pigeon://localhost")
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
         assert "not implemented: guarantee 10, _PigeonSession._connect; see docs/new-transport.md" in done.stderr
 
