@@ -83,11 +83,20 @@ def _see_that_it_opens(url: str) -> None:
     failures: list[DseError] = []
     thread = threading.Thread(target=_open, args=(url, failures), name="dse-outside-check", daemon=True)
     thread.start()
-    thread.join(_PATIENCE)
+    patience = _patience(url)
+    thread.join(patience)
     if thread.is_alive():
-        raise TransportUnavailable(f"the driver's open() has not returned after {_PATIENCE:g} s")
+        raise TransportUnavailable(f"the driver's open() has not returned after {patience:g} s")
     if failures:
         raise failures[0]
+
+
+def _patience(url: str) -> float:
+    asked = TransportUrl.parse(url).options.get("connect_timeout", "")
+    try:
+        return max(_PATIENCE, float(asked) + 5)
+    except ValueError:  # not given, or for the driver to refuse
+        return _PATIENCE
 
 
 def _open(url: str, failures: list[DseError]) -> None:
@@ -146,16 +155,24 @@ class Outside:
         except (DseError, BrokerError) as error:
             raise pytest.UsageError(f"--dse-transport {shown}: {error}") from None
 
+    # First, so that a test's name begins with its driver. No hook of the module: that may have one from the contract.
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        if metafunc.definition.path == self._module:
+            names = self._names
+            metafunc.parametrize("broker", list(names), ids=list(names.values()), indirect=True, scope="session")
+
     # A test that cannot even have its broker is its driver's all the same.
     def pytest_itemcollected(self, item: pytest.Item) -> None:
         url = getattr(item, "callspec", None) and item.callspec.params.get("broker")  # type: ignore[attr-defined]
-        if url in self._names:
+        if isinstance(url, str) and url in self._names:
             item.user_properties.append(("driver", self._names[url]))
 
     def pytest_report_header(self) -> str:
         return f"dse contract on: {', '.join(str(TransportUrl.parse(url)) for url in self.urls)}"
 
-    # One module is collected, once, whatever the configuration of the folder says of the names of test files.
+    # What the configuration of the folder says of the names of test files, classes and functions does not count: one
+    # module is collected, once.
     @pytest.hookimpl(wrapper=True)
     def pytest_collect_file(
         self, file_path: Path, parent: pytest.Collector
@@ -173,7 +190,6 @@ class Outside:
         return None
 
 
-# Nor of classes and functions.
 class _Module(pytest.Module):
     def classnamefilter(self, name: str) -> bool:
         return name.startswith("Test")

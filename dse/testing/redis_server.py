@@ -311,8 +311,9 @@ def redis_leftovers(bus: str, command: Callable[..., Any], *, keys: bool = True)
     """What belongs to `bus` on one Redis server; `command` runs a command there. keys: it is no sentinel."""
     prefix = bus_prefix(bus)
     pattern = "".join(f"\\{c}" if c in "*?[]\\^" else c for c in prefix) + "*"
-    found = {f"channel {_text(name)}" for name in command("PUBSUB", "CHANNELS", pattern)}
+    found = set[str]()
     if keys:
+        found |= {f"channel {_text(name)}" for name in command("PUBSUB", "CHANNELS", pattern)}
         with contextlib.suppress(Exception):  # Redis 6 has no sharded channels
             found |= {f"shard channel {_text(name)}" for name in command("PUBSUB", "SHARDCHANNELS", pattern)}
         cursor = "0"

@@ -49,6 +49,12 @@ class Silent(FakeTransport):
     capabilities = FakeTransport.capabilities.__class__(False, 1 << 20, True)
     def return_undelivered(self, address, data): ...
 
+class Sometimes(FakeTransport):
+    def __init__(self, url, **more):
+        super().__init__(url, **more)
+        if self.broker_name == "quiet":
+            self.capabilities = Silent.capabilities
+
 class Dies(FakeTransport):
     def send(self, address, frame, *, ttl=None):
         if len(frame) > self.capabilities.max_frame:
@@ -101,7 +107,10 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "dse_mybus",
         DRIVER,
         {},
-        transports={each: f"dse_mybus:{kind}" for each, kind in {**names, "bare": "Sound", "hangs": "Hangs"}.items()},
+        transports={
+            each: f"dse_mybus:{kind}"
+            for each, kind in {**names, "bare": "Sound", "hangs": "Hangs", "sometimes": "Sometimes"}.items()
+        },
         brokers={
             "sound": "dse_mybus:Server",
             **{each: f"dse_mybus:{kind}Server" for each, kind in names.items() if each != "sound"},
@@ -246,6 +255,16 @@ def test_the_reports_say_it_as_json_and_as_markdown(run: Any, tmp_path: Path) ->
     assert "| 5 Undeliverable | not claimed (a) |" in page
     assert "| 8 Size | kept |" in page
     assert "| silent | `dse_mybus:Silent` | dse_mybus 1.0 | no | yes | yes | 1,048,576 |" in page
+
+
+def test_what_a_driver_claims_may_depend_on_its_url(run: Any, tmp_path: Path) -> None:
+    urls = (URL, "sometimes://quiet", URL, "sometimes://loud")
+    done = run(*CONTRACT, *urls, "-k", "test_fanout_is_never_reported", "--dse-report", "r.json")
+    assert done.code == 0, done.said
+    loud, quiet = json.loads((tmp_path / "r.json").read_text())["drivers"]
+    assert (loud["driver"], quiet["driver"]) == ("sometimes://loud", "sometimes://quiet")
+    assert (loud["claims"]["undeliverable"], quiet["claims"]["undeliverable"]) == (True, False)
+    assert (loud["guarantees"][0]["passed"], quiet["guarantees"][0]["not_claimed"]) == (1, 1)
 
 
 def test_a_test_file_of_ones_own_is_reported_as_well_and_what_is_expected_to_fail_is_not_kept(

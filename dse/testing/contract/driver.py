@@ -1,4 +1,7 @@
-"""What ``pytest --pyargs dse.testing.contract`` collects: the contract on the drivers of ``--dse-transport``."""
+"""What ``pytest --pyargs dse.testing.contract`` collects: the contract on the drivers of ``--dse-transport``.
+
+`dse.testing.outside` parametrizes `broker` with their URLs.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,6 @@ from dse.testing.outside import broker_for, driver_names
 
 if TYPE_CHECKING:
     from dse.testing.broker import Broker
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    names = driver_names(metafunc.config.getoption("dse_transport"))
-    metafunc.parametrize("broker", list(names), ids=list(names.values()), indirect=True, scope="session")
 
 
 @pytest.fixture  # type: ignore[no-redef]

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, Self, TypeVar
 import pytest
 
 from dse.core.plugins import load_transport
-from dse.core.transport import Delivery, Transport
+from dse.core.transport import Capabilities, Delivery, Transport
 from dse.core.unfinished import unfinished_places
 from dse.core.url import TransportUrl
 from dse.testing.contract.guarantees import find_guarantee
 from dse.testing.contract.peer import Peer
-from dse.testing.contract.recorder import PROMPT, Client, with_options
+from dse.testing.contract.recorder import PROMPT, Client, Recorder, with_options
 
 if TYPE_CHECKING:
     from dse.testing.brokers import Broker
@@ -37,6 +37,7 @@ __all__ = [
     "StartPeer",
     "bounded",
     "bus",
+    "claimed_by",
     "connect",
     "driver_name",
     "each_delivery",
@@ -96,20 +97,20 @@ class Contract:
         if hasattr(self, "guarantee"):
             record_property("guarantee", self.guarantee)
         record_property("driver", driver_name)
-        record_property("driver_details", driver_details(transport_class))
+        record_property("driver_details", driver_details(transport_class, broker.url))
         for need in getattr(request.function, "contract_needs", ()):
-            claims = transport_class if need == "relieves" else transport_class.capabilities
+            claims = transport_class if need == "relieves" else claimed_by(transport_class, broker.url)
             if need in _DRIVER_NEEDS and not getattr(claims, need):
                 record_property("not_claimed", _DRIVER_NEEDS[need])
                 pytest.skip(_DRIVER_NEEDS[need])
             if need in _BROKER_NEEDS and not getattr(broker, need, True):
                 pytest.skip(_BROKER_NEEDS[need])
-        if unfinished := self._unfinished(transport_class):
+        if unfinished := self._unfinished(transport_class, broker.url):
             # Instead of the test, not here: it fails, which is more than an error of its fixtures.
             message = f"not implemented: {unfinished}; see docs/new-transport.md of DSE"
             request.node.obj = lambda **_: pytest.fail(message, pytrace=False)
 
-    def _unfinished(self, driver: type[Transport]) -> str:
+    def _unfinished(self, driver: type[Transport], url: str) -> str:
         """Say which guarantees that this class is about wait for their author, and where."""
         left = unfinished_places(driver)
         try:
@@ -118,7 +119,7 @@ class Contract:
             return ""  # a class of the author's own
         if own is not None:
             return f"guarantee {own}, {', '.join(left[own])}" if own in left else ""
-        if not driver.capabilities.undeliverable:
+        if not claimed_by(driver, url).undeliverable:
             left.pop(5, None)
         return f"a bus needs the guarantees {', '.join(map(str, left))}" if left else ""
 
@@ -209,7 +210,18 @@ def failing(broker: Broker) -> Iterator[Broker]:
 
 
 @functools.cache
-def driver_details(transport_class: type[Transport]) -> dict[str, object]:
+def claimed_by(transport_class: type[Transport], url: str) -> Capabilities:
+    """Return what a driver claims on a URL: for some it is a matter of the URL's options."""
+    try:
+        transport = transport_class(TransportUrl.parse(url), bus="contract", events=Recorder())
+        transport.close()
+    except Exception:  # it cannot even be made, as its tests will tell
+        return transport_class.capabilities
+    return transport.capabilities
+
+
+@functools.cache
+def driver_details(transport_class: type[Transport], url: str) -> dict[str, object]:
     """Describe a driver for the report: its class, what it was installed with, what it claims."""
     target = f"{transport_class.__module__}:{transport_class.__qualname__}"
     found = [each.dist for each in entry_points(group="dse.transports") if each.value == target and each.dist]
@@ -217,7 +229,7 @@ def driver_details(transport_class: type[Transport]) -> dict[str, object]:
         "driver_class": target,
         "distribution": found[0].name if found else "",
         "version": found[0].version if found else "",
-        "claims": {**dataclasses.asdict(transport_class.capabilities), "relieves": transport_class.relieves},
+        "claims": {**dataclasses.asdict(claimed_by(transport_class, url)), "relieves": transport_class.relieves},
     }
 
 

@@ -14,7 +14,7 @@ import pytest
 from dse.core.transport import Address, ConnectionState, Transport
 from dse.core.url import TransportUrl
 from dse.errors import InvalidUrl, TransportUnavailable
-from dse.testing.contract.fixtures import ANYCAST, DELIVERIES, DIRECT, Connect, Contract, bounded, needs
+from dse.testing.contract.fixtures import ANYCAST, DELIVERIES, DIRECT, Connect, Contract, bounded, claimed_by, needs
 from dse.testing.contract.recorder import DEADLINE, PROMPT, Client, address, assert_in_order, eventually, with_options
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class TestOutage(Contract):
             late.mark(where, client)
             idle.mark(where, client)
             client.mark(where, client)
-        if transport_class.capabilities.undeliverable:
+        if claimed_by(transport_class, failing.url).undeliverable:
             for where in dropped:
                 if where.delivery in (DIRECT, ANYCAST):
                     late.send(where, b"nobody")
