@@ -28,6 +28,7 @@ __all__ = [
     "TableError",
     "TransportError",
     "TransportUnavailable",
+    "Unfinished",
     "UnknownTransport",
     "Untrusted",
 ]
@@ -67,6 +68,18 @@ class FrameTooLarge(TransportError):
 
 class UnknownTransport(TransportError):
     """No driver of that name is installed; the message lists those that are."""
+
+
+class Unfinished(TransportError, NotImplementedError):
+    """A driver that is being written lacks what this needs.
+
+    `guarantee` is the number of the guarantee in ``docs/transports.md``, `place` the function to write.
+    """
+
+    def __init__(self, message: str, *, guarantee: int = 0, place: str = "") -> None:
+        super().__init__(message)
+        self.guarantee = guarantee
+        self.place = place
 
 
 class InvalidUrl(TransportError, ValueError):

@@ -144,12 +144,25 @@ def _urls(**_: object) -> Iterable[str]:
     return [f"{name}://" for name in installed_transports()]
 
 
+def _folders(prefix: str, **_: object) -> Iterable[str]:
+    from argcomplete.completers import DirectoriesCompleter
+
+    found: Iterable[str] = DirectoriesCompleter()(prefix)
+    return found
+
+
+def _nothing(**_: object) -> Iterable[str]:
+    return ()
+
+
 _COMPLETERS: dict[tuple[str, str], Completer] = {
     ("watch", "table"): _tables,
     ("call", "service"): _services,
     ("call", "method"): _methods,
     ("call", "args"): _arguments,
     ("call", "node"): _nodes,
+    ("new-transport", "name"): _nothing,
+    ("new-transport", "into"): _folders,
     ("", "transport"): _urls,
     ("", "url"): _urls,
 }

@@ -33,13 +33,15 @@ from dse.core.transport import Address, ConnectionState, Delivery, Transport, Tr
 from dse.core.url import TransportUrl
 from dse.errors import ConfigError, FrameTooLarge, InvalidUrl, TransportError, TransportUnavailable
 
-__all__ = ["JOIN_TIMEOUT", "BrokerTransport", "Session", "backoff", "flag", "seconds", "wire_name"]
+__all__ = ["JOIN_TIMEOUT", "OVERHEAD", "BrokerTransport", "Session", "backoff", "flag", "seconds", "wire_name"]
 
 _log = logging.getLogger("dse.transport")
 
 _LONGEST_WIRE_NAME = 200  # AMQP's short strings end at 255 bytes
 _PLAIN = b"\x00"  # a frame without ttl; one with ttl begins with STAMP, whose first byte is 1
 _pack_stamp, _unpack_stamp, _STAMP_SIZE = STAMP.pack, STAMP.unpack_from, STAMP.size
+OVERHEAD = STAMP.size
+"""Bytes that the data given to `Session.publish` is longer than the frame, at most: its age travels before it."""
 JOIN_TIMEOUT = 10.0
 """Seconds that closing waits for a thread: an event handler that blocks longer is left behind."""
 
@@ -113,15 +115,20 @@ class Session(ABC):
 
     @abstractmethod
     def listen(self, addresses: Sequence[Address]) -> None:
-        """Return once what anybody sends to these addresses arrives."""
+        """Return once what anybody sends to these addresses arrives; raise like `publish`."""
 
     @abstractmethod
     def unlisten(self, address: Address) -> None:
-        """Return once nothing more is delivered for the address."""
+        """Return once nothing more is delivered for the address; raise like `publish`."""
 
     @abstractmethod
     def publish(self, address: Address, data: bytes, ttl: float | None) -> None:
-        """Hand data to the broker, in order for each address, from any thread, in bounded time."""
+        """Hand data to the broker, in order for each address, from any thread, in bounded time.
+
+        data: the frame, and up to `OVERHEAD` bytes before it. ttl: seconds, for a broker that can be told; None is for
+        ever. What arrives too late is dropped by `BrokerTransport.deliver` in any case. Raises one of
+        `BrokerTransport.connection_errors` when the connection is at fault; the session is then replaced.
+        """
 
     def turns(self) -> Sequence[Turn]:
         """Return who receives on each connection, the one on which answers come first; none if that never changes."""
@@ -143,10 +150,15 @@ class BrokerTransport(Transport):
 
     Every driver takes the URL options ``connect_timeout`` (seconds, 5) and ``heartbeat`` (seconds, 10): a broker that
     is silent for that long counts as lost.
+
+    What a session may use: `url` and `bus`; `connect_timeout` and `heartbeat` (seconds); `given`, the values of the
+    driver's own `options` that the URL has, by name; and `spawn`, `deliver`, `return_undelivered` and `lost`.
     """
 
     options: ClassVar[Mapping[str, Callable[[str], Any]]] = {}
+    """URL options besides those of every driver: what reads the text, and raises `ValueError` where it cannot."""
     relieves: ClassVar[bool] = True
+    """False where sessions have no `Session.turns`."""
     connection_errors: ClassVar[tuple[type[BaseException], ...]] = (OSError,)
     """What the client library raises when the connection is at fault."""
 
@@ -184,7 +196,7 @@ class BrokerTransport(Transport):
     # What a session calls
 
     def spawn(self, target: Callable[[], None], name: str) -> threading.Thread:
-        """Start and return a thread of the driver; its session joins it."""
+        """Start and return a thread of the driver, with a name that says whose it is; its session joins it."""
         thread = threading.Thread(target=target, name=f"dse-{self.url.driver}-{name}", daemon=True)
         with self._changed:
             self._threads.add(thread)

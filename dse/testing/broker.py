@@ -123,6 +123,11 @@ class ServerBroker(Broker):
         self._servers: list[ServerProcess] = []
         self._proxies: list[CutProxy] = []
 
+    def add(self, server: ServerProcess, proxy: CutProxy) -> None:
+        """Take a server, not started yet, and the proxy in front of it into the broker's hands; `close` ends both."""
+        self._servers.append(server)
+        self._proxies.append(proxy)
+
     @property
     def running(self) -> bool:
         return all(server.running for server in self._servers)

@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-__all__ = ["BrokerError", "PortHold", "ServerProcess", "find_program"]
+__all__ = ["BrokerError", "PortHold", "ServerProcess", "find_program", "make_folder"]
 
 _GUARD = Path(__file__).with_name("_guard.py")
 _LOG_LINES = 25

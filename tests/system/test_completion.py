@@ -79,6 +79,9 @@ def test_bash_completes_commands_and_options() -> None:
     assert {"node", "served/s"} <= in_bash("dse top --sort ")
     assert in_bash("dse completion ") == {"bash", "zsh", "fish"}
     assert "redis://" in in_bash("dse status --transport red")
+    assert in_bash("dse new") == {"new-transport"}
+    assert in_bash("dse new-transport mybus --i") == {"--into"}
+    assert in_bash("dse new-transport mybus --into /us") == {"/usr/"}
 
 
 def test_bash_completes_what_is_on_the_bus(bus: dict[str, str]) -> None:
@@ -90,7 +93,7 @@ def test_bash_completes_what_is_on_the_bus(bus: dict[str, str]) -> None:
     # Bash takes the colon for the end of a word: what comes behind it is offered.
     assert in_bash("dse watch door:", **bus) == {"openings"}
     options = f"--transport {bus['DSE_TRANSPORT']} --bus {bus['DSE_BUS']}"
-    assert in_bash(f"dse call {options} door op") == {"open"}
+    assert in_bash(f"dse call {options} door op", DSE_COMPLETION_SECONDS="30") == {"open"}
 
 
 def test_a_bus_that_is_not_there_offers_nothing_says_nothing_and_takes_no_time() -> None:

@@ -46,11 +46,11 @@ class NatsServer(ServerBroker):
         file.write_text(f"host: 127.0.0.1\nport: {self._hold.port}\n{config}\n")
         try:
             command = [server_program(), "-c", str(file)]
-            self._servers.append(
-                ServerProcess("nats-server", command, folder=self.folder, ready=self._answers, deadline=_START_TIMEOUT)
+            server = ServerProcess(
+                "nats-server", command, folder=self.folder, ready=self._answers, deadline=_START_TIMEOUT
             )
             proxy = CutProxy(("127.0.0.1", self._hold.port))
-            self._proxies.append(proxy)
+            self.add(server, proxy)
             self.port = self._hold.port
             self.url = f"nats://{userinfo}127.0.0.1:{proxy.port}"
             self.direct_url = f"nats://{userinfo}127.0.0.1:{self.port}"
@@ -86,10 +86,8 @@ class NatsCluster(ServerBroker):
                 file.write_text(f"host: 127.0.0.1\nport: {port}\ncluster {{ {cluster} }}\n")
                 command = [server_program(), "-c", str(file)]
                 ready = functools.partial(_greets, port)
-                self._servers.append(
-                    ServerProcess("nats-server", command, folder=self.folder, ready=ready, deadline=_START_TIMEOUT)
-                )
-                self._proxies.append(CutProxy(("127.0.0.1", port)))
+                server = ServerProcess("nats-server", command, folder=self.folder, ready=ready, deadline=_START_TIMEOUT)
+                self.add(server, CutProxy(("127.0.0.1", port)))
             self.urls = [f"nats://127.0.0.1:{port}" for port in self._ports]
             self.url = "nats://" + ",".join(f"127.0.0.1:{proxy.port}" for proxy in self._proxies)
             self.direct_url = "nats://" + ",".join(f"127.0.0.1:{port}" for port in self._ports)
