@@ -62,6 +62,7 @@ _REFUSALS: dict[str, type[DseError]] = {
     error.__name__: error for error in (NoSuchService, NoSuchMethod, InvalidArguments, Overloaded, Untrusted)
 }
 _STOPPING = "Stopping"  # the request was not run, for the node is about to leave: somebody else may run it
+_DIRECTLY = "Directly"  # the request was not run: on a bus with keys it is to be sent to this instance alone
 _REMOTE = "RemoteError"
 _ANYBODY = ""  # stands for the bus's choice among the instances that were tried
 _RETRY = 0.1  # seconds until a request that found nobody is sent again, where somebody may come back
@@ -178,6 +179,7 @@ class _Waiting:
     """
 
     member: Member | None = None  # who was chosen last, as far as somebody was
+    directly: Sender | None = None  # who took the request from the bus, and asked for it to be sent directly
     waits_for = ""  # why it is parked
 
     def __init__(
@@ -345,6 +347,9 @@ class RpcClient:
             raise NoSuchService("a call to a node names the node")
         elif self._wire.instance not in waiting.tried and self._has_local(call.service):
             call.instance, call.node_id = self._wire.instance, self._node_id
+        elif waiting.directly is not None:
+            call.instance, call.node_id = waiting.directly.instance, waiting.directly.node_id
+            waiting.directly = None
         elif (member := self.pick(call.service, waiting.tried)) is not None:
             waiting.member = member
             call.instance, call.node_id = member.instance, member.node_id
@@ -412,6 +417,8 @@ class RpcClient:
     def replied(self, message: Reply, sender: Sender | None = None) -> None:
         """A result came."""
         with self._lock:
+            if sender is not None and not self._asked(message.id, sender):
+                return
             call = self._pending.take(message.id)
         if call is None:
             return
@@ -426,9 +433,11 @@ class RpcClient:
         """A failure came."""
         with self._lock:
             call = self._pending.calls.get(message.id)
-            if call is None:
+            if call is None or (sender is not None and not self._asked(message.id, sender)):
                 return
-            not_run = message.code in (_STOPPING, "NoSuchService") and call.handle.node_id is None
+            if message.code == _DIRECTLY and call.instance is None:
+                call.handle.directly = sender
+            not_run = message.code in (_STOPPING, "NoSuchService", _DIRECTLY) and call.handle.node_id is None
             if not not_run:
                 self._pending.take(message.id)
         if not_run:
@@ -440,7 +449,8 @@ class RpcClient:
     def accepted(self, message: Accepted, sender: Sender | None = None) -> None:
         """The callee has a request."""
         with self._lock:
-            self._pending.accepted(message.id, message.instance, message.node_id)
+            if sender is None or self._asked(message.id, sender):
+                self._pending.accepted(message.id, message.instance, message.node_id)
 
     def unknown(self, message: UnknownCall, sender: Sender | None = None) -> None:
         """The callee has no such request."""
@@ -516,6 +526,11 @@ class RpcClient:
             call.handle.answer.set_exception(error)
 
     # Inside
+
+    def _asked(self, call_id: int, sender: Sender) -> bool:
+        """Whether a call waits for this sender's answer, or the bus's choice (the lock is held)."""
+        call = self._pending.calls.get(call_id)
+        return call is not None and call.instance in (None, sender.instance)
 
     def _lost(self, call: Call, why: str) -> None:
         """The node that had the request is gone, or lost it: whether it ran is unknown."""
@@ -722,6 +737,11 @@ class RpcServer:
         elif not self._pool.submit(lambda: self._run_waiting(request, method, deadline)):
             self._begun()
             self._refuse(request, _STOPPING, f"node {self._node_id!r} is stopping")
+
+    def redirect(self, request: Request) -> None:
+        """Do not run a request, and ask its caller to send it to this node alone."""
+        if request.id:
+            self._send(instance_address(request.instance), Failure(request.id, _DIRECTLY, "send it directly"))
 
     def probed(self, probe: Probe, sender: Sender | None = None) -> None:
         """Say whether a request is here."""

@@ -428,13 +428,22 @@ class ReplicaHub:
         """An answer to a sync request."""
         shared = self._by_number.get(message.request >> 32)
         if shared is not None:
-            self._step(shared, lambda m, now: _answer(m, now, message))
+            # On a bus with keys, of whoever was asked alone.
+            self._step(
+                shared,
+                lambda m, now: (
+                    _answer(m, now, message) if sender is None or sender.instance == m.publisher else ([], [])
+                ),
+            )
 
     def tipped(self, _: Address, message: Tip, sender: Sender | None = None) -> None:
         """A tip for this node alone, in answer to a renewal."""
         shared = self._shared.get((message.service, message.table))
         if shared is not None:
-            self._step(shared, lambda m, now: ([], m.tip(now, message)))
+            self._step(
+                shared,
+                lambda m, now: ([], m.tip(now, message) if sender is None or sender.instance == m.publisher else []),
+            )
 
     # Inside
 
