@@ -162,7 +162,7 @@ class RabbitAttacker(Attacker):
     def _connect(self) -> Any:
         parts = self._parts
         connection = self._amqp.Connection(
-            f"{parts.hostname}:{parts.port}", parts.username or "guest", parts.password or "guest", "/"
+            f"{parts.hostname}:{parts.port}", userid=parts.username or "guest", password=parts.password or "guest"
         )
         connection.connect()
         return connection

@@ -520,6 +520,9 @@ class TestDamaging:
                 '[rabbit_amqqueue:delete(Q, false, false, <<"evil">>) || Q <- rabbit_amqqueue:list(), '
                 f'binary:match(element(4, amqqueue:get_name(Q)), <<"{keyed.bus}">>) =/= nomatch].'
             )
+            eventually(
+                lambda: all(node.counters["disconnects"] for node in keyed.nodes), "all lost their queues", PATIENCE
+            )
         until = time.monotonic() + PATIENCE
         while True:
             try:
