@@ -385,7 +385,8 @@ class Runtime:
             self._bad_frame(address, frame, error)
             return
         kind = type(message)
-        if sender is not None and not self._is_believed(address, frame, message, sender):
+        # A reply says nothing of who sent it: the call knows whom it asked.
+        if sender is not None and kind is not Reply and not self._is_believed(address, frame, message, sender):
             return
         if kind is Request:
             inline = inline and self._inline and not leads()
