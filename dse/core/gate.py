@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import Counter
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -38,10 +37,6 @@ class Inside(Protocol):
     traffic: Traffic
 
     @property
-    def counters(self) -> Counter[str]:
-        """Return what the node counts."""
-
-    @property
     def node_id(self) -> str: ...
 
     def take(self, address: Address, frame: bytes, sender: Sender, *, inline: bool = True) -> None:
@@ -55,6 +50,9 @@ class Inside(Protocol):
 
     def carry_out(self, sends: Sequence[Send]) -> None:
         """Send; never raises."""
+
+    def distrust(self, kind: str) -> int:
+        """Count a frame that is dropped; return how many there were of this kind."""
 
     def live(self) -> int:
         """Return how many nodes are on the bus, as far as is known."""
@@ -394,12 +392,10 @@ class Gate:
 
     def refuse(self, reason: str, address: Address, frame: bytes, why: str) -> None:
         """Count a frame that is dropped, and say so in the log once a minute."""
-        counters = self._inside.counters
-        counters["untrusted_frames"] += 1
-        counters[f"untrusted_{reason}"] += 1
+        count = self._inside.distrust(f"untrusted_{reason}")
         now = self._timers.now()
         if now >= self._logged.get(reason, 0.0):
             self._logged[reason] = now + _LOG_EVERY
             _log.warning("node %r: dropped a frame of %d bytes to %s: %s (%d such since the start)",
                          self._inside.node_id, len(frame), address.name, why,
-                         counters[f"untrusted_{reason}"])  # fmt: skip
+                         count)  # fmt: skip

@@ -138,6 +138,11 @@ class Peer:
             assert not isinstance(send.message, bytes)
             self.world.send(send.address, self.sealer.seal(send.address, encode(send.message)))
 
+    def distrust(self, kind: str) -> int:
+        self.counters["untrusted_frames"] += 1
+        self.counters[kind] += 1
+        return self.counters[kind]
+
     def live(self) -> int:
         return self.bus_size
 
