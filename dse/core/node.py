@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Self
 from dse.core.controlbus import ControlBus
 from dse.core.figures import FIGURES, ROWS, TYPES, is_figures, is_types
 from dse.core.info import BusStatus, identifier
+from dse.core.keys import parse_keys
 from dse.core.messages import CONTROL, broadcast_address, instance_address, service_address
 from dse.core.methods import Method, encode_args, endpoint_methods
 from dse.core.plugins import load_transport
@@ -29,6 +30,7 @@ from dse.errors import (
     ConfigError,
     DseError,
     InvalidArguments,
+    MissingExtra,
     NodeIdClash,
     NoSuchMethod,
     NoSuchService,
@@ -51,7 +53,9 @@ class Node:
 
     url: which transport. node_id: unique on the bus; host name and a random part if None. bus: the name space on the
     broker. services: registered at start. heartbeat_interval: seconds. workers: threads that run RPC methods.
-    max_pending: requests that may wait for them. node_endpoints: objects whose public methods `call_node` reaches.
+    max_pending: requests that may wait for them. keys: of the bus, each ``id:base64`` as ``dse keygen`` prints them;
+    the first seals what this node sends, what is sealed with any of them is read, and nothing else; None for a bus
+    without. node_endpoints: objects whose public methods `call_node` reaches.
 
     Raises `InvalidUrl`, `UnknownTransport`, `MissingExtra` or `ConfigError` for what cannot work; touches no broker
     before `start`. May be stopped and started again; every start is a new *instance*.
@@ -83,9 +87,9 @@ class Node:
             raise ConfigError(f"heartbeat_interval is 0.01 to 3600 seconds, not {heartbeat_interval!r}")
         if workers < 1 or max_pending < 1:
             raise ConfigError("workers and max_pending are at least 1")
-        if keys is not None:
-            # Said rather than ignored: whoever asks for sealed frames must not send open ones.
-            raise ConfigError("keys: this release cannot seal frames yet; leave keys out")
+        self._keys = parse_keys(keys) if keys is not None else ()
+        if self._keys:
+            _check_security()
         self.heartbeat_interval = float(heartbeat_interval)
         self.workers = workers
         self.max_pending = max_pending
@@ -96,6 +100,8 @@ class Node:
         self._runtime: Runtime | None = None
         self._clash: NodeIdClash | None = None
         self.counters: Counter[str] = Counter()
+        self.distrusted = threading.Event()
+        """Set once a frame was dropped because its seal, or that it has one or none, is not to be believed."""
         self._driver(self.url, bus=bus, events=_Nobody())  # refuses an option it does not know
         for service in services:
             self._admit(service)
@@ -294,6 +300,10 @@ class Node:
             address = runtime.wire.own_address
         elif (member := runtime.client.pick(service_id)) is not None:
             address = instance_address(member.instance)
+        elif runtime.reports_undeliverable and self._keys:
+            # Nobody runs what the bus gave to just anybody: as a call it is sent on to whoever took it.
+            runtime.client.call_async(service_id, method, encoded, CAST_TTL, None)
+            return
         elif runtime.reports_undeliverable:
             address = service_address(service_id)
         else:
@@ -427,6 +437,11 @@ class Node:
         return self._endpoints
 
     @property
+    def key_ids(self) -> tuple[str, ...]:
+        """The ids of this node's keys, the one that seals first; () without keys."""
+        return tuple(key.id for key in self._keys)
+
+    @property
     def hosts(self) -> Mapping[str, _Host]:
         """The running services."""
         return self._hosts
@@ -540,6 +555,16 @@ class _Nobody:
     def received(self, address: Address, frame: bytes) -> None: ...
     def undeliverable(self, address: Address, frame: bytes) -> None: ...
     def state_changed(self, state: object) -> None: ...
+
+
+def _check_security() -> None:
+    try:
+        import dse.core.seal  # noqa: F401
+    except ImportError as error:
+        raise MissingExtra(
+            f"keys need a package that is not installed ({error.name or error}): pip install 'dse[security]'",
+            extra="security",
+        ) from error
 
 
 def _node_id(given: str | None) -> str:

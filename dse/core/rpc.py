@@ -31,6 +31,7 @@ from dse.core.messages import (
     service_address,
 )
 from dse.core.methods import Method, current_request, set_current_request
+from dse.core.sender import Sender
 from dse.core.threads import AsyncLoop, Pool, SerialQueue, Timers
 from dse.core.transport import Address
 from dse.core.wire import Wire
@@ -63,10 +64,12 @@ _REFUSALS: dict[str, type[DseError]] = {
     for error in (NoSuchService, NoSuchMethod, NoSuchTable, InvalidArguments, Overloaded, Untrusted)
 }
 _STOPPING = "Stopping"  # the request was not run, for the node is about to leave: somebody else may run it
+_DIRECTLY = "Directly"  # the request was not run: on a bus with keys it is to be sent to this instance alone
 _REMOTE = "RemoteError"
 _ANYBODY = ""  # stands for the bus's choice among the instances that were tried
 _RETRY = 0.1  # seconds until a request that found nobody is sent again, where somebody may come back
 _FIND = 0.5  # seconds that somebody who is not known, or not reached, is waited for: it may just have started
+_ASK_AGAIN = 0.5  # seconds until the bus is asked again who takes a request, then twice that, and so on
 _SETTLE = 5.0  # seconds after an outage in which nodes that live may not be back on the bus yet
 _MAX_TRACEBACK = 20_000
 _MAX_MESSAGE = 20_000
@@ -181,7 +184,10 @@ class _Waiting:
     """
 
     member: Member | None = None  # who was chosen last, as far as somebody was
+    directly: Sender | None = None  # who took the request from the bus, and asked for it to be sent directly
     waits_for = ""  # why it is parked
+    asked_again = 0  # how often the bus was asked who takes it, without an answer
+    parked_until = 0.0
 
     def __init__(
         self,
@@ -216,7 +222,9 @@ class RpcClient:
     A request that cannot have run is sent to another replica. Where there is none, it is parked and tried again: one
     that may be repeated, and any right after an outage, as long as the control bus knows a live node that offers it;
     and any to a node by name, for `_FIND` seconds: that node may have started although word of it is still on its way.
-    So is, on a bus that reports nothing undeliverable, any to a service that no node offers.
+    So is, on a bus that reports nothing undeliverable, any to a service that no node offers. On a bus with keys nobody
+    runs what the bus gave to just anybody, but asks for it to be sent directly; where that question is lost, or taken
+    by somebody who has no business with it, the call is tried again.
 
     Lock: ``_lock`` protects ``_pending``, ``_parked``, ``_retrying`` and ``_settled``.
     """
@@ -348,6 +356,9 @@ class RpcClient:
             raise NoSuchService("a call to a node names the node")
         elif self._wire.instance not in waiting.tried and self._has_local(call.service):
             call.instance, call.node_id = self._wire.instance, self._node_id
+        elif waiting.directly is not None:
+            call.instance, call.node_id = waiting.directly.instance, waiting.directly.node_id
+            waiting.directly = None
         elif (member := self.pick(call.service, waiting.tried)) is not None:
             waiting.member = member
             call.instance, call.node_id = member.instance, member.node_id
@@ -376,6 +387,9 @@ class RpcClient:
             if not waiting.idempotent:
                 raise
             self._park(call, "the connection to the broker to come back")
+        else:
+            if anycast and self._wire.sender is not None:
+                self._ask_again_later(call)
 
     def _request(
         self, call_id: int, service: str | None, method: str, args: msgspec.Raw, left: float, anycast: bool
@@ -412,9 +426,11 @@ class RpcClient:
 
     # Answers
 
-    def replied(self, message: Reply) -> None:
+    def replied(self, message: Reply, sender: Sender | None = None) -> None:
         """A result came."""
         with self._lock:
+            if sender is not None and not self._asked(message.id, sender):
+                return
             call = self._pending.take(message.id)
         if call is None:
             return
@@ -425,13 +441,15 @@ class RpcClient:
         else:
             call.handle.answer.set_result(result)
 
-    def failed(self, message: Failure) -> None:
+    def failed(self, message: Failure, sender: Sender | None = None) -> None:
         """A failure came."""
         with self._lock:
             call = self._pending.calls.get(message.id)
-            if call is None:
+            if call is None or (sender is not None and not self._asked(message.id, sender)):
                 return
-            not_run = message.code in (_STOPPING, "NoSuchService") and call.handle.node_id is None
+            if message.code == _DIRECTLY and call.instance is None:
+                call.handle.directly = sender
+            not_run = message.code in (_STOPPING, "NoSuchService", _DIRECTLY) and call.handle.node_id is None
             if not not_run:
                 self._pending.take(message.id)
         if not_run:
@@ -440,12 +458,13 @@ class RpcClient:
         self._wire.traffic.call_errors += 1
         call.handle.answer.set_exception(_error_of(message))
 
-    def accepted(self, message: Accepted) -> None:
+    def accepted(self, message: Accepted, sender: Sender | None = None) -> None:
         """The callee has a request."""
         with self._lock:
-            self._pending.accepted(message.id, message.instance, message.node_id)
+            if sender is None or self._asked(message.id, sender):
+                self._pending.accepted(message.id, message.instance, message.node_id)
 
-    def unknown(self, message: UnknownCall) -> None:
+    def unknown(self, message: UnknownCall, sender: Sender | None = None) -> None:
         """The callee has no such request."""
         with self._lock:
             call = self._pending.unknown(message.id, message.instance)
@@ -499,10 +518,20 @@ class RpcClient:
 
     def _retry(self) -> None:
         """Send what is parked."""
+        now = self._timers.now()
         with self._lock:
-            parked, self._parked = self._parked, {}
+            parked = [
+                call
+                for call in self._parked.values()
+                if call.handle.parked_until <= now or call.service in self._control_bus.replicas
+            ]
+            for call in parked:
+                del self._parked[call.id]
             self._retrying = False
-        for call in parked.values():
+            later = bool(self._parked)
+        if later:
+            self._retry_later()
+        for call in parked:
             call.handle.tried.clear()
             call.handle.waits_for = ""
             self._again(call, None)
@@ -519,6 +548,11 @@ class RpcClient:
             call.handle.answer.set_exception(error)
 
     # Inside
+
+    def _asked(self, call_id: int, sender: Sender) -> bool:
+        """Whether a call waits for this sender's answer, or the bus's choice (the lock is held)."""
+        call = self._pending.calls.get(call_id)
+        return call is not None and call.instance in (None, sender.instance)
 
     def _lost(self, call: Call, why: str) -> None:
         """The node that had the request is gone, or lost it: whether it ran is unknown."""
@@ -540,6 +574,7 @@ class RpcClient:
         # A request under a new number: a late answer to the old one is nobody's.
         fresh = Call(next(self._ids), call.service, call.method, call.started, call.deadline, None, None, call.handle)
         with self._lock:
+            self._parked.pop(call.id, None)
             if self._pending.take(call.id) is None:
                 return
             self._pending.add(fresh)
@@ -567,11 +602,24 @@ class RpcClient:
             self._park(call, "a node that offers it to be back on the bus")
         else:
             return False
+        self._retry_later()
+        return True
+
+    def _retry_later(self) -> None:
         with self._lock:
             first, self._retrying = not self._retrying, True
         if first:
             self._timers.set(self._retry_timer, self._timers.now() + _RETRY)
-        return True
+
+    def _ask_again_later(self, call: Call) -> None:
+        """Try a request again that the bus was asked about, unless somebody answers; meanwhile the call goes on."""
+        waiting: _Waiting = call.handle
+        waiting.parked_until = self._timers.now() + _ASK_AGAIN * (1 << min(waiting.asked_again, 6))
+        waiting.asked_again += 1
+        with self._lock:
+            if call.id in self._pending.calls:
+                self._parked[call.id] = call
+        self._retry_later()
 
     def _is_offered(self, call: Call) -> bool:
         waiting: _Waiting = call.handle
@@ -581,6 +629,7 @@ class RpcClient:
 
     def _park(self, call: Call, waits_for: str) -> None:
         call.handle.waits_for = waits_for
+        call.handle.parked_until = 0.0
         with self._lock:
             if call.id in self._pending.calls:
                 call.instance, call.sent = None, False  # nobody has it, so whoever dies now does not end it
@@ -673,7 +722,7 @@ class RpcServer:
         with self._lock:
             self._ended.wait_for(lambda: not self._coroutines, max(0.0, deadline - time.monotonic()))
 
-    def requested(self, request: Request, *, inline: bool = False) -> None:
+    def requested(self, request: Request, sender: Sender | None = None, *, inline: bool = False) -> None:
         """Take a request from the bus; never blocks for long. inline: the calling thread may be relieved."""
         now = self._now()
         deadline = now + request.timeout
@@ -726,7 +775,12 @@ class RpcServer:
             self._begun()
             self._refuse(request, _STOPPING, f"node {self._node_id!r} is stopping")
 
-    def probed(self, probe: Probe) -> None:
+    def redirect(self, request: Request) -> None:
+        """Do not run a request, and ask its caller to send it to this node alone."""
+        if request.id:
+            self._send(instance_address(request.instance), Failure(request.id, _DIRECTLY, "send it directly"))
+
+    def probed(self, probe: Probe, sender: Sender | None = None) -> None:
         """Say whether a request is here."""
         with self._lock:
             here = (probe.instance, probe.id) in self._active

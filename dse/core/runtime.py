@@ -10,11 +10,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dse.core.controlbus import ControlBus
-from dse.core.figures import FIGURES, MOST_CELLS, MOST_FIRST_ROWS, MOST_TABLES, ROWS, TYPES, FirstRows
+from dse.core.effects import Send
+from dse.core.figures import FIGURES, MOST_CELLS, MOST_FIRST_ROWS, MOST_TABLES, ROWS, TYPES, FirstRows, Traffic
 from dse.core.info import DataServiceInfo
 from dse.core.inline import InlineRuns
 from dse.core.listeners import Listeners
@@ -31,6 +32,8 @@ from dse.core.messages import (
     Clash,
     Failure,
     ForeignVersion,
+    Greet,
+    Greeted,
     Heartbeat,
     Leave,
     Message,
@@ -42,6 +45,7 @@ from dse.core.messages import (
     Renew,
     Reply,
     Request,
+    SealedFrame,
     SnapshotBegin,
     SnapshotChunk,
     SnapshotCredit,
@@ -52,10 +56,12 @@ from dse.core.messages import (
     broadcast_address,
     decode,
     service_address,
+    speaks_for,
 )
 from dse.core.methods import Method
 from dse.core.receiving import leads
 from dse.core.rpc import RpcClient, RpcServer
+from dse.core.sender import Sender
 from dse.core.table import PublishedTable
 from dse.core.tablelog import Sizes
 from dse.core.tables import Publisher, ReplicaHub
@@ -65,6 +71,7 @@ from dse.core.wire import Wire
 from dse.errors import DseError, NodeLost, NoSuchTable
 
 if TYPE_CHECKING:
+    from dse.core.gate import Gate
     from dse.core.node import Node
     from dse.core.service import _Host
 
@@ -100,10 +107,15 @@ class Runtime:
         self.instance = f"{node.node_id}/{engine.unique()}"
         self.timers, self.pool, self.workers, self.loop = engine.timers, engine.pool, engine.workers, engine.loop
         self.control = engine.queue()
-        self.transport = node._driver(node.url, bus=node.bus, events=self)
+        self.traffic = self._traffic = Traffic()
+        self.gate = self._make_gate()
+        self.transport = node._driver(node.url, bus=node.bus, events=self.gate or self)
         self.reports_undeliverable = self.transport.capabilities.undeliverable
-        self.wire = Wire(self.transport, self.instance, engine.queue(), self._dispatch)
-        self._traffic = self.wire.traffic
+        self.wire = Wire(self.transport, self.instance, engine.queue(), self._dispatch, self._traffic)
+        overhead = _OVERHEAD
+        if self.gate is not None:
+            self.wire.seal, self.wire.sender = self.gate.sealer.seal, self.gate.sealer.sender
+            overhead += self.gate.sealer.overhead
         self.listeners = Listeners(self.transport)
         machine = Membership(
             node.node_id, self.instance, node.heartbeat_interval, self._catalogue, engine.random, passive=node.passive
@@ -118,7 +130,7 @@ class Runtime:
             node.clashed,
             lambda: self.hub.renew(),
         )
-        largest = min(_LARGEST_CHANGE, self.transport.capabilities.max_frame - _OVERHEAD)
+        largest = min(_LARGEST_CHANGE, self.transport.capabilities.max_frame - overhead)
         sizes = Sizes(largest)
         self.publisher = Publisher(
             self.wire, self.timers, self.control, sizes, engine.unique, self._subscribers_changed
@@ -148,6 +160,16 @@ class Runtime:
         }
         self._started = self.timers.now()
         self._handlers = self._make_handlers()
+
+    def _make_gate(self) -> Gate | None:
+        """Return what opens sealed frames, on a bus with keys."""
+        if not self.node._keys:
+            return None
+        from dse.core.gate import Gate
+        from dse.core.seal import KeyRing
+
+        ring = KeyRing(self.node._keys, self.node.bus)
+        return Gate(ring, ring.sealer(self.instance), self, self.timers, self.control)
 
     # Life
 
@@ -306,6 +328,26 @@ class Runtime:
         rows, count = table.sample(min(max(0, wanted.most), MOST_FIRST_ROWS), _LARGEST_CHANGE >> 4)
         return {"columns": list(table.columns), "rows": rows, "count": count}
 
+    # What the gate needs (`dse.core.gate.Inside`)
+
+    def distrust(self, kind: str) -> int:
+        """Count a frame that is dropped for its seal; return how many there were of this kind."""
+        counters = self.node.counters
+        counters["untrusted_frames"] += 1
+        counters[kind] += 1
+        self.node.distrusted.set()
+        return counters[kind]
+
+    @property
+    def node_id(self) -> str:
+        return self.node.node_id
+
+    def carry_out(self, sends: Sequence[Send]) -> None:
+        self.wire.carry_out(sends)
+
+    def live(self) -> int:
+        return len(self.control_bus.members)
+
     # What the parts need of each other
 
     def _own_infos(self) -> list[DataServiceInfo]:
@@ -357,20 +399,49 @@ class Runtime:
 
     def received(self, address: Address, frame: bytes) -> None:
         self._traffic.messages_in += 1
+        self.take(address, frame, None)
+
+    def take(self, address: Address, frame: bytes, sender: Sender | None, *, inline: bool = True) -> None:
+        """Take a frame that is not sealed, or not any more: `sender` is who had sealed it.
+
+        inline: the calling thread is one that receives, and may be relieved.
+        """
         try:
             message = decode(frame)
         except BadFrame as error:
             self._bad_frame(address, frame, error)
             return
         kind = type(message)
+        # A reply says nothing of who sent it: the call knows whom it asked.
+        if sender is not None and kind is not Reply and not self._is_believed(address, frame, message, sender):
+            return
         if kind is Request:
-            self.server.requested(message, inline=self._inline and not leads())  # type: ignore[arg-type]
+            inline = inline and self._inline and not leads()
+            self.server.requested(message, sender, inline=inline)  # type: ignore[arg-type]
         elif kind is Reply:
-            self.client.replied(message)  # type: ignore[arg-type]
+            self.client.replied(message, sender)  # type: ignore[arg-type]
         else:
-            self._dispatch(address, message)
+            self._dispatch(address, message, sender)
+
+    def _is_believed(self, address: Address, frame: bytes, message: Message, sender: Sender) -> bool:
+        """Whether an opened frame is to be handled: it says who sent it, and is nothing that others may run too."""
+        if not speaks_for(message, sender.node_id, sender.instance):
+            assert self.gate is not None
+            why = f"{sender.instance!a} speaks for somebody else in a {type(message).__name__}"
+            self.gate.refuse("impostor", address, frame, why)
+            return False
+        if address.delivery is Delivery.ANYCAST:
+            # Shown to another replica, it would run there as well: the caller is to send it to this one alone.
+            if isinstance(message, Request):
+                self.server.redirect(message)
+            return False
+        return True
 
     def undeliverable(self, address: Address, frame: bytes) -> None:
+        self.undelivered(address, frame)
+
+    def undelivered(self, address: Address, frame: bytes) -> None:
+        """Learn that a frame of this node, which is not sealed or not any more, found nobody."""
         self.node.counters["undeliverable"] += 1
         try:
             message = decode(frame)
@@ -404,40 +475,52 @@ class Runtime:
             self.publisher.disconnected()
             self.hub.disconnected()
 
-    def _make_handlers(self) -> dict[type, Callable[[Address, Any], None]]:
+    def _make_handlers(self) -> dict[type, Callable[[Address, Any, Sender | None], None]]:
         bus, client, server = self.control_bus, self.client, self.server
         publisher, hub = self.publisher, self.hub
-        handlers: dict[type, Callable[[Address, Any], None]] = {
-            Request: lambda _, m: server.requested(m),
-            Reply: lambda _, m: client.replied(m),
-            Failure: lambda _, m: client.failed(m),
-            Accepted: lambda _, m: client.accepted(m),
-            Probe: lambda _, m: server.probed(m),
-            UnknownCall: lambda _, m: client.unknown(m),
+        handlers: dict[type, Callable[[Address, Any, Sender | None], None]] = {
+            Request: lambda _, m, sender: server.requested(m, sender),
+            Reply: lambda _, m, sender: client.replied(m, sender),
+            Failure: lambda _, m, sender: client.failed(m, sender),
+            Accepted: lambda _, m, sender: client.accepted(m, sender),
+            Probe: lambda _, m, sender: server.probed(m, sender),
+            UnknownCall: lambda _, m, sender: client.unknown(m, sender),
             ChangeMessage: hub.heard,
             PlainChange: hub.heard,
             Changes: hub.heard,
             PlainChanges: hub.heard,
-            Tip: lambda a, m: hub.heard(a, m) if a.delivery is Delivery.FANOUT else hub.tipped(m),
-            SyncRequest: lambda _, m: publisher.sync_requested(m),
-            SnapshotCredit: lambda _, m: publisher.credited(m),
-            Unsubscribe: lambda _, m: publisher.unsubscribed(m),
-            Renew: lambda _, m: publisher.renewed(m),
+            Tip: lambda a, m, sender: (hub.heard if a.delivery is Delivery.FANOUT else hub.tipped)(a, m, sender),
+            SyncRequest: lambda _, m, sender: publisher.sync_requested(m, sender),
+            SnapshotCredit: lambda _, m, sender: publisher.credited(m, sender),
+            Unsubscribe: lambda _, m, sender: publisher.unsubscribed(m, sender),
+            Renew: lambda _, m, sender: publisher.renewed(m, sender),
         }
-        handlers |= dict.fromkeys((Heartbeat, Leave, Clash, Catalogue, CatalogueRequest), lambda _, m: bus.heard(m))
+        gate = self.gate
+        handlers[Greet] = lambda _, m, sender: (
+            gate.greet(m, sender) if gate is not None and sender is not None else None
+        )
+        handlers[Greeted] = lambda _, m, sender: (
+            gate.greeted(m, sender) if gate is not None and sender is not None else None
+        )
+        control = (Heartbeat, Leave, Clash, Catalogue, CatalogueRequest)
+        handlers |= dict.fromkeys(control, lambda _, m, sender: bus.heard(m, sender))
         answers = (CatchUp, SnapshotBegin, SnapshotChunk, PlainChunk, NoTable)
-        handlers |= dict.fromkeys(answers, lambda _, m: hub.answered(m))
+        handlers |= dict.fromkeys(answers, lambda _, m, sender: hub.answered(m, sender))
         return handlers
 
-    def _dispatch(self, address: Address, message: Message) -> None:
+    def _dispatch(self, address: Address, message: Message, sender: Sender | None = None) -> None:
         try:
-            self._handlers[type(message)](address, message)
+            self._handlers[type(message)](address, message, sender)
         except DseError as error:
             _log.warning("node %r: %s: %s", self.node.node_id, type(message).__name__, error)
 
     def _bad_frame(self, address: Address, frame: bytes, error: BadFrame) -> None:
-        kind = "foreign_frames" if isinstance(error, ForeignVersion) else "bad_frames"
-        self.node.counters[kind] += 1
+        if isinstance(error, SealedFrame):
+            kind = "untrusted_sealed"
+            self.distrust(kind)
+        else:
+            kind = "foreign_frames" if isinstance(error, ForeignVersion) else "bad_frames"
+            self.node.counters[kind] += 1
         now = time.monotonic()
         if now - self._bad_logged >= _LOG_EVERY:
             self._bad_logged = now

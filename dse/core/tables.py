@@ -28,6 +28,7 @@ from dse.core.messages import (
 )
 from dse.core.replica import Delta, ReplicaMachine, ReplicaState
 from dse.core.rows import RowsView
+from dse.core.sender import Sender
 from dse.core.table import Change, PublishedTable, Replica
 from dse.core.tablelog import LEASE, Sizes
 from dse.core.threads import SerialQueue, Timer, Timers
@@ -173,7 +174,7 @@ class Publisher:
 
     # What replicas say
 
-    def sync_requested(self, message: SyncRequest) -> None:
+    def sync_requested(self, message: SyncRequest, sender: Sender | None = None) -> None:
         """A replica asks to be brought up to date."""
         table = self._tables.get((message.service, message.table))
         if table is None:
@@ -181,19 +182,19 @@ class Publisher:
         else:
             table.sync(message)
 
-    def credited(self, message: SnapshotCredit) -> None:
+    def credited(self, message: SnapshotCredit, sender: Sender | None = None) -> None:
         """A replica has so many chunks."""
         table = self._tables.get((message.service, message.table))
         if table is not None:
             table.credit(message.instance, message.request, message.received)
 
-    def unsubscribed(self, message: Unsubscribe) -> None:
+    def unsubscribed(self, message: Unsubscribe, sender: Sender | None = None) -> None:
         """A node subscribes no more."""
         table = self._tables.get((message.service, message.table))
         if table is not None:
             table.drop(message.instance)
 
-    def renewed(self, message: Renew) -> None:
+    def renewed(self, message: Renew, sender: Sender | None = None) -> None:
         """All that a node subscribes to here."""
         held = {(service, table): (epoch, seq) for service, table, epoch, seq in message.subscriptions}
         with self._lock:
@@ -416,7 +417,7 @@ class ReplicaHub:
         for shared in self._all():
             self._step(shared, step)
 
-    def heard(self, address: Address, message: ChangeMessage | Changes | Tip) -> None:
+    def heard(self, address: Address, message: ChangeMessage | Changes | Tip, sender: Sender | None = None) -> None:
         """A change, several or a tip, at a table's address."""
         shared = self._by_address.get(address)
         if shared is None:
@@ -428,17 +429,28 @@ class ReplicaHub:
         else:
             self._step(shared, lambda m, now: ([], m.tip(now, message)))
 
-    def answered(self, message: CatchUp | SnapshotBegin | SnapshotChunk | NoTable) -> None:
+    def answered(
+        self, message: CatchUp | SnapshotBegin | SnapshotChunk | NoTable, sender: Sender | None = None
+    ) -> None:
         """An answer to a sync request."""
         shared = self._by_number.get(message.request >> 32)
         if shared is not None:
-            self._step(shared, lambda m, now: _answer(m, now, message))
+            # On a bus with keys, of whoever was asked alone.
+            self._step(
+                shared,
+                lambda m, now: (
+                    _answer(m, now, message) if sender is None or sender.instance == m.publisher else ([], [])
+                ),
+            )
 
-    def tipped(self, message: Tip) -> None:
+    def tipped(self, _: Address, message: Tip, sender: Sender | None = None) -> None:
         """A tip for this node alone, in answer to a renewal."""
         shared = self._shared.get((message.service, message.table))
         if shared is not None:
-            self._step(shared, lambda m, now: ([], m.tip(now, message)))
+            self._step(
+                shared,
+                lambda m, now: ([], m.tip(now, message) if sender is None or sender.instance == m.publisher else []),
+            )
 
     # Inside
 

@@ -267,8 +267,8 @@ columns = { a = "integer" }
 """
         ) == [
             "1: transport: is missing; it is a string",
-            "1: transprt: unknown key; did you mean 'transport'? Known are bus, heartbeat_interval, keys, log, "
-            "max_pending, node_id, services, transport, workers",
+            "1: transprt: unknown key; did you mean 'transport'? Known are bus, heartbeat_interval, keys, keys_file, "
+            "log, max_pending, node_id, services, transport, workers",
             "2: bus: must be a string, not an integer",
             "3: node_id: a node_id is printable text of 1 to 200 characters, not ''",
             "4: heartbeat_interval: heartbeat_interval is 0.01 to 3600 seconds, not 0.0",
@@ -330,7 +330,7 @@ columns = { a = "integer" }
                 '[services.x]\nplugin = "gone"',
                 "3: services.x.plugin: the service plugin 'gone' cannot be loaded: SystemExit: 3",
             ),
-            ("keys = []", "2: keys: keys: this release cannot seal frames yet; leave keys out"),
+            ("keys = []", "2: keys: keys: there is none; leave keys out for a bus without"),
             ("workers = 0", "2: workers: workers and max_pending are at least 1"),
         ],
     )
@@ -613,6 +613,7 @@ _NAMES = st.sampled_from(
         "node_id",
         "workers",
         "keys",
+        "keys_file",
         "heartbeat_interval",
         "log",
         "services",

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from dse.cli.keys import read_key_file, refuse_open_file
 from dse.cli.run.convert import Context, convert_fields
 from dse.cli.run.environment import Expanded, expand
 from dse.cli.run.kinds import Field, record_fields
@@ -20,7 +21,7 @@ from dse.cli.run.redact import SECRET_NAME, Redactor
 from dse.cli.run.services import ServiceSpec, check_services
 from dse.core.node import Node
 from dse.core.url import TransportUrl
-from dse.errors import DseError
+from dse.errors import ConfigError, DseError
 
 __all__ = ["LogOptions", "NodeOptions", "RunFile", "read_run_file"]
 
@@ -53,6 +54,7 @@ class NodeOptions:
     workers: int = 32
     max_pending: int = 1000
     keys: list[str] | None = field(default=None, repr=False)
+    keys_file: Path | None = None
 
     def changes(self, other: NodeOptions) -> list[str]:
         """Return the names of the options that differ."""
@@ -60,7 +62,8 @@ class NodeOptions:
 
     def make(self, node_id: str | None = None) -> Node:
         """Return a new node without services. node_id: its name when the file gives none."""
-        options = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "transport"}
+        apart = ("transport", "keys_file")  # what is in the file is in `keys`
+        options = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in apart}
         return Node(self.transport, **{**options, "node_id": self.node_id or node_id})
 
 
@@ -89,13 +92,13 @@ def read_run_file(
     everything that is wrong. Loads the plugins that the file names, and makes each service once to see that it can be.
     """
     redact = redact if redact is not None else Redactor()
-    text = _read(path)
+    text, mode = _read(path)
     data = _parse(path, text)
     problems = Problems(find_lines(text))
     try:
         expanded = expand(data, os.environ if environment is None else environment, problems)
         _hide(expanded, redact)
-        checked = _check(expanded, problems, Path(path).parent.absolute())
+        checked = _check(expanded, problems, Path(path).parent.absolute(), mode)
     except RecursionError:
         raise FileError(path, [Problem(0, "", "is nested too deeply")]) from None
     if problems.found:
@@ -107,12 +110,14 @@ def read_run_file(
     return RunFile(path, node, log, services, redact)
 
 
-def _read(path: str) -> str:
+def _read(path: str) -> tuple[str, int]:
+    """Return what is in the file, and its mode."""
     try:
         # Not blocking: a pipe that nobody writes to would keep it for ever.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
-            regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
+            mode = os.fstat(descriptor).st_mode
+            regular = stat.S_ISREG(mode)
             content = _read_all(descriptor) if regular else b""
         finally:
             os.close(descriptor)
@@ -124,7 +129,7 @@ def _read(path: str) -> str:
     if len(content) > LARGEST:
         raise FileError(path, [Problem(0, "", f"is larger than {LARGEST >> 20} MiB: it is no run file")])
     try:
-        return content.decode("utf-8-sig").replace("\r\n", "\n")
+        return content.decode("utf-8-sig").replace("\r\n", "\n"), mode
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise FileError(path, [Problem(line, "", "is not UTF-8")]) from None
@@ -179,6 +184,10 @@ def _hide(expanded: Expanded, redact: Redactor) -> None:
             redact.add([url.password] if url.password else [])
             if url.username and any(url.username in each for each in expanded.secrets.get(("transport",), ())):
                 redact.add([url.username])
+    keys = expanded.data.get("keys")
+    for each in keys if isinstance(keys, list) else ():
+        if isinstance(each, str):
+            redact.add([each, each.partition(":")[2]])
     for key, secrets in expanded.secrets.items():
         if key[0] == "transport":
             redact.add(set(secrets) - public)
@@ -190,12 +199,13 @@ _TABLES = [Field("log", "log", dict[str, Any], False), Field("services", "servic
 
 
 def _check(
-    expanded: Expanded, problems: Problems, folder: Path
+    expanded: Expanded, problems: Problems, folder: Path, mode: int
 ) -> tuple[NodeOptions, LogOptions, dict[str, ServiceSpec]] | None:
     context = Context(problems, folder, expanded.written)
     top = convert_fields(expanded.data, [*record_fields(NodeOptions), *_TABLES], (), context, what="key")
     options = {each.name: top[each.name] for each in fields(NodeOptions) if each.name in top}
-    _try_node(options, context)
+    _read_keys(options, context, mode)
+    _try_node({name: value for name, value in options.items() if name != "keys_file"}, context)
     log = top.get("log", {})
     log_options = (
         convert_fields(log, record_fields(LogOptions), ("log",), context, what="key") if log is not BAD else {}
@@ -205,6 +215,23 @@ def _check(
     if problems.found:
         return None
     return NodeOptions(**options), LogOptions(**log_options), specs
+
+
+def _read_keys(options: dict[str, Any], context: Context, mode: int) -> None:
+    """Take the keys from the file that they are in; refuse those that are in a run file which others may read."""
+    keys, path = options.get("keys"), options.get("keys_file")
+    if isinstance(path, Path) and keys is not None:
+        context.problems.add(("keys_file",), "there are keys in the run file as well; say one of the two")
+    elif isinstance(path, Path):
+        try:
+            options["keys"] = read_key_file(path)
+        except ConfigError as error:
+            context.problems.add(("keys_file",), str(error))
+    elif isinstance(keys, list) and any(("keys", place) not in context.written for place in range(len(keys))):
+        try:
+            refuse_open_file("the run file", mode)
+        except ConfigError as error:
+            context.problems.add(("keys",), f"{error}, or keep them in a keys_file of their own")
 
 
 def _try_node(options: Mapping[str, Any], context: Context) -> None:

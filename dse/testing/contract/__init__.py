@@ -28,7 +28,16 @@ from dse.testing.contract.bus_network import network, peer_pool  # noqa: E402
 from dse.testing.contract.bus_outage import TestBusClean, TestBusOutage  # noqa: E402
 from dse.testing.contract.bus_rpc import TestCalls, TestLoad, TestLostCallee  # noqa: E402
 from dse.testing.contract.bus_tables import TestReplicas, TestTableChanges  # noqa: E402
-from dse.testing.contract.fixtures import bus, connect, driver_name, failing, start_peer, transport_class  # noqa: E402
+from dse.testing.contract.fixtures import (  # noqa: E402
+    bus,
+    connect,
+    driver_name,
+    failing,
+    keys,
+    pytest_generate_tests,
+    start_peer,
+    transport_class,
+)
 from dse.testing.contract.spi_clean import TestClean  # noqa: E402
 from dse.testing.contract.spi_delivery import TestAtMostOnce, TestDelivery, TestOrder  # noqa: E402
 from dse.testing.contract.spi_names import TestIsolation, TestSize  # noqa: E402
@@ -67,8 +76,10 @@ __all__ = [
     "connect",
     "driver_name",
     "failing",
+    "keys",
     "network",
     "peer_pool",
+    "pytest_generate_tests",
     "start_peer",
     "transport_class",
 ]
