@@ -10,6 +10,7 @@ from dse.core.membership import NodeState
 from dse.core.methods import CallContext, call_context, every, on_change, rpc
 from dse.core.node import Node, Proxy
 from dse.core.observer import Observer
+from dse.core.permissions import Permission
 from dse.core.replica import ReplicaState
 from dse.core.rpc import Outcome, register_error
 from dse.core.service import DataService
@@ -81,6 +82,7 @@ __all__ = [
     "Outcome",
     "Overloaded",
     "Proxy",
+    "Permission",
     "PublishedTable",
     "RemoteError",
     "Replica",
