@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dse.core.effects import Effect, Listen, Send, Unlisten
+from dse.core.guard import Guard
 from dse.core.messages import (
     CatchUp,
     ChangeMessage,
@@ -39,13 +41,18 @@ if TYPE_CHECKING:
 
 __all__ = ["Publisher", "ReplicaHub"]
 
+_log = logging.getLogger("dse.node")
+
 HOLD = 0.001  # seconds that changes which come fast are held back at most, so that they go out together
 RENEW = 20.0  # seconds between two renewals of all subscriptions
 MAX_ORPHANS = 10_000
+MAX_DENIED = 1000  # nodes per table that are told when they may follow it after all
 
 
 class Publisher:
     """The tables this node publishes, by (service, table).
+
+    Who asks is let in by the node's permissions; where there are no keys it is None, and let in.
 
     Lock: ``_lock`` protects its dicts, ``_held``, ``_release_set`` and ``_connected``.
     """
@@ -58,8 +65,12 @@ class Publisher:
         sizes: Sizes,
         unique: Callable[[], str],
         on_subscribers: Callable[[PublishedTable, bool], None],
+        guard: Guard,
     ) -> None:
         self.instance = wire.instance
+        self._guard = guard
+        self._asked_by: dict[str, Sender] = {}  # instance -> whose it is, of those that follow or followed a table
+        self._denied: dict[tuple[str, str], dict[str, Sender]] = {}  # who may not follow it, the latest last
         self.sizes = sizes
         self._unique = unique
         self._wire = wire
@@ -91,6 +102,8 @@ class Publisher:
             self._timers_of[table] = self._timers.timer(lambda: self._control.put(table.tick))
             until, orphans = self._orphans.pop((table.service_id, table.name), (0.0, []))
             connected = self._connected
+            if self._guard.rules is not None:
+                orphans = [each for each in orphans if self._still_subscribes(each, table)]
         table.attach(self, orphans if self.now() < until else [])
         if not connected:
             table.disconnected()
@@ -173,33 +186,91 @@ class Publisher:
 
     # What replicas say
 
-    def sync_requested(self, message: SyncRequest) -> None:
+    def sync_requested(self, message: SyncRequest, sender: Sender | None = None) -> None:
         """A replica asks to be brought up to date."""
-        table = self._tables.get((message.service, message.table))
+        key = (message.service, message.table)
+        if sender is not None and not self._lets_in(sender, *key):
+            self._refuse(message.instance, NoTable(message.request, self._refusal(sender, *key)))
+            return
+        table = self._tables.get(key)
         if table is None:
             self._wire.carry_out([Send(instance_address(message.instance), NoTable(message.request))])
         else:
             table.sync(message)
 
-    def credited(self, message: SnapshotCredit) -> None:
-        """A replica has so many chunks."""
+    def credited(self, message: SnapshotCredit, sender: Sender | None = None) -> None:
+        """A replica has so many chunks: of a snapshot that it was let have."""
         table = self._tables.get((message.service, message.table))
         if table is not None:
             table.credit(message.instance, message.request, message.received)
 
-    def unsubscribed(self, message: Unsubscribe) -> None:
+    def unsubscribed(self, message: Unsubscribe, sender: Sender | None = None) -> None:
         """A node subscribes no more."""
         table = self._tables.get((message.service, message.table))
         if table is not None:
             table.drop(message.instance)
 
-    def renewed(self, message: Renew) -> None:
+    def renewed(self, message: Renew, sender: Sender | None = None) -> None:
         """All that a node subscribes to here."""
         held = {(service, table): (epoch, seq) for service, table, epoch, seq in message.subscriptions}
         with self._lock:
             tables = list(self._tables.items())
         for key, table in tables:
-            table.renew(message.instance, held.get(key))
+            stands = held.get(key)
+            if stands is not None and sender is not None and not self._lets_in(sender, *key):
+                self._refuse(message.instance, NoTable(0, self._refusal(sender, *key), *key))
+                stands = None
+            table.renew(message.instance, stands)
+
+    # Who may
+
+    def _lets_in(self, sender: Sender, service: str, table: str) -> bool:
+        if self._guard.subscribes(sender, service, table):
+            with self._lock:
+                if len(self._asked_by) >= MAX_ORPHANS and sender.instance not in self._asked_by:
+                    self._asked_by.pop(next(iter(self._asked_by)))
+                self._asked_by[sender.instance] = sender
+            return True
+        with self._lock:
+            if (service, table) in self._tables:
+                denied = self._denied.setdefault((service, table), {})
+                denied.pop(sender.instance, None)
+                denied[sender.instance] = sender
+                if len(denied) > MAX_DENIED:
+                    del denied[next(iter(denied))]
+        return False
+
+    def _refusal(self, sender: Sender, service: str, table: str) -> str:
+        return self._guard.refusal("subscribe", sender, service, table)
+
+    def _refuse(self, instance: str, answer: NoTable) -> None:
+        self._wire.carry_out([Send(instance_address(instance), answer)])
+
+    def _still_subscribes(self, instance: str, table: PublishedTable) -> bool:
+        """Whether a subscriber may go on (the lock is held); one of whom nobody knows whose it is asks again."""
+        sender = self._asked_by.get(instance)
+        return sender is not None and self._guard.may_subscribe(sender, table.service_id, table.name)
+
+    def permissions_changed(self) -> None:
+        """Other rules apply: who may not follow a table any more is told so, and who may after all."""
+        for table in self._all():
+            key = (table.service_id, table.name)
+            with self._lock:
+                subscribers = table.known_subscribers()
+                gone = [each for each in subscribers if not self._still_subscribes(each, table)]
+                whose = {each: self._asked_by.get(each) for each in gone}
+                denied, self._denied[key] = self._denied.pop(key, {}), {}
+            for instance, sender in whose.items():
+                table.drop(instance)
+                if sender is not None and self._guard.rules is not None:
+                    self._lets_in(sender, *key)  # counts, and remembers it
+                    self._refuse(instance, NoTable(0, self._refusal(sender, *key), *key))
+            for sender in denied.values():
+                if self._guard.may_subscribe(sender, *key):
+                    table.invite(sender.instance)
+                else:
+                    with self._lock:
+                        self._denied[key][sender.instance] = sender
 
     def nodes_left(self, instances: Sequence[str]) -> None:
         """Nodes said goodbye, and their subscriptions ended."""
@@ -274,6 +345,10 @@ class _SharedReplica:
             return self.machine.version
 
     @property
+    def untrusted(self) -> str:
+        return self.machine.untrusted
+
+    @property
     def loading(self) -> tuple[int, int] | None:
         with self.changed:
             return self.machine.loading
@@ -301,8 +376,10 @@ class ReplicaHub:
         timers: Timers,
         control: SerialQueue,
         publishers_of: Callable[[str, str], list[str]],
+        guard: Guard,
     ) -> None:
         self._wire = wire
+        self._guard = guard
         self._listeners = listeners
         self._timers = timers
         self._control = control
@@ -409,10 +486,10 @@ class ReplicaHub:
         for shared in self._all():
             self._step(shared, step)
 
-    def heard(self, address: Address, message: ChangeMessage | Changes | Tip) -> None:
+    def heard(self, address: Address, message: ChangeMessage | Changes | Tip, sender: Sender | None = None) -> None:
         """A change, several or a tip, at a table's address."""
         shared = self._by_address.get(address)
-        if shared is None:
+        if shared is None or (sender is not None and not self._publishes(sender, shared)):
             return
         if isinstance(message, ChangeMessage):
             self._step(shared, lambda m, now: m.change(now, message))
@@ -421,17 +498,32 @@ class ReplicaHub:
         else:
             self._step(shared, lambda m, now: ([], m.tip(now, message)))
 
-    def answered(self, message: CatchUp | SnapshotBegin | SnapshotChunk | NoTable) -> None:
-        """An answer to a sync request."""
-        shared = self._by_number.get(message.request >> 32)
-        if shared is not None:
+    def answered(
+        self, message: CatchUp | SnapshotBegin | SnapshotChunk | NoTable, sender: Sender | None = None
+    ) -> None:
+        """An answer to a sync request; or, of one that names the table, the end of a subscription."""
+        if isinstance(message, NoTable) and not message.request:
+            shared = self._shared.get((message.service, message.table))
+        else:
+            shared = self._by_number.get(message.request >> 32)
+        if shared is not None and (sender is None or self._publishes(sender, shared)):
             self._step(shared, lambda m, now: _answer(m, now, message))
 
-    def tipped(self, message: Tip) -> None:
+    def tipped(self, _: Address, message: Tip, sender: Sender | None = None) -> None:
         """A tip for this node alone, in answer to a renewal."""
         shared = self._shared.get((message.service, message.table))
-        if shared is not None:
+        if shared is not None and (sender is None or self._publishes(sender, shared)):
             self._step(shared, lambda m, now: ([], m.tip(now, message)))
+
+    def _publishes(self, sender: Sender, shared: _SharedReplica) -> bool:
+        """Whether it is the publisher that this replica follows, and may publish the table."""
+        machine = shared.machine
+        return sender.instance == machine.publisher and self._guard.publishes(sender, machine.service, machine.table)
+
+    def untrusted(self) -> dict[str, str]:
+        """Return the tables that this node may not follow, as ``service.table``, and what the publisher said."""
+        held = [shared.machine for shared in self._all()]
+        return {f"{m.service}.{m.table}": m.untrusted for m in held if m.untrusted}
 
     # Inside
 
@@ -461,19 +553,22 @@ class ReplicaHub:
             if shared.closed:
                 return
             machine = shared.machine
-            before = machine.state
+            before, trusted = machine.state, not machine.untrusted
             deltas, effects = step(machine, self._timers.now())
+            refused = trusted and machine.untrusted
             for delta in deltas:
                 for handle in shared.handles:
                     handle.deliver(delta)
             if machine.state is not before:
                 for handle in shared.handles:
                     handle.turned(machine.state)
-            if deltas or machine.state is not before:
+            if deltas or refused or machine.state is not before:
                 shared.changed.notify_all()
             if machine.wakeup != shared.wakeup:
                 shared.wakeup = machine.wakeup
                 self._timers.set(shared.timer, shared.wakeup)
+        if refused:
+            _log.error("%s.%s cannot be followed: %s", machine.service, machine.table, refused)
         if effects:
             self._carry_out(shared, effects)
 
@@ -514,7 +609,7 @@ class ReplicaHub:
         for shared in self._all():
             with shared.changed:
                 m = shared.machine
-                if m.publisher is not None:
+                if m.publisher is not None and not m.untrusted:
                     held.setdefault(m.publisher, []).append((m.service, m.table, m.epoch, m.seq))
         self._wire.carry_out(Send(instance_address(p), Renew(self._wire.instance, subs)) for p, subs in held.items())
 
@@ -530,5 +625,5 @@ def _answer(
         case SnapshotChunk():
             return machine.snapshot_chunk(now, message)
         case NoTable():
-            machine.no_table(now, message.request)
+            return [], machine.no_table(now, message)
     return [], []
