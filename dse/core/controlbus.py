@@ -11,6 +11,7 @@ from dse.core.effects import Effect, Send
 from dse.core.info import DataServiceInfo, NodeStatus
 from dse.core.membership import Membership, NodeState, Peer, PeerEvent
 from dse.core.messages import Catalogue, CatalogueRequest, Clash, Heartbeat, Leave
+from dse.core.sender import Sender
 from dse.core.threads import SerialQueue, Timers
 from dse.core.wire import Wire
 from dse.errors import ConfigError
@@ -125,7 +126,9 @@ class ControlBus:
 
     # What the bus says
 
-    def heard(self, message: Heartbeat | Leave | Clash | Catalogue | CatalogueRequest) -> None:
+    def heard(
+        self, message: Heartbeat | Leave | Clash | Catalogue | CatalogueRequest, sender: Sender | None = None
+    ) -> None:
         """Take a message of the control bus."""
         machine = self._machine
         if type(message) is Heartbeat:

@@ -31,6 +31,7 @@ from dse.core.messages import (
     service_address,
 )
 from dse.core.methods import Method, current_request, set_current_request
+from dse.core.sender import Sender
 from dse.core.threads import AsyncLoop, Pool, SerialQueue, Timers
 from dse.core.transport import Address
 from dse.core.wire import Wire
@@ -408,7 +409,7 @@ class RpcClient:
 
     # Answers
 
-    def replied(self, message: Reply) -> None:
+    def replied(self, message: Reply, sender: Sender | None = None) -> None:
         """A result came."""
         with self._lock:
             call = self._pending.take(message.id)
@@ -421,7 +422,7 @@ class RpcClient:
         else:
             call.handle.answer.set_result(result)
 
-    def failed(self, message: Failure) -> None:
+    def failed(self, message: Failure, sender: Sender | None = None) -> None:
         """A failure came."""
         with self._lock:
             call = self._pending.calls.get(message.id)
@@ -436,12 +437,12 @@ class RpcClient:
         self._wire.traffic.call_errors += 1
         call.handle.answer.set_exception(_error_of(message))
 
-    def accepted(self, message: Accepted) -> None:
+    def accepted(self, message: Accepted, sender: Sender | None = None) -> None:
         """The callee has a request."""
         with self._lock:
             self._pending.accepted(message.id, message.instance, message.node_id)
 
-    def unknown(self, message: UnknownCall) -> None:
+    def unknown(self, message: UnknownCall, sender: Sender | None = None) -> None:
         """The callee has no such request."""
         with self._lock:
             call = self._pending.unknown(message.id, message.instance)
@@ -669,7 +670,7 @@ class RpcServer:
         with self._lock:
             self._ended.wait_for(lambda: not self._coroutines, max(0.0, deadline - time.monotonic()))
 
-    def requested(self, request: Request, *, inline: bool = False) -> None:
+    def requested(self, request: Request, sender: Sender | None = None, *, inline: bool = False) -> None:
         """Take a request from the bus; never blocks for long. inline: the calling thread may be relieved."""
         now = self._now()
         deadline = now + request.timeout
@@ -722,7 +723,7 @@ class RpcServer:
             self._begun()
             self._refuse(request, _STOPPING, f"node {self._node_id!r} is stopping")
 
-    def probed(self, probe: Probe) -> None:
+    def probed(self, probe: Probe, sender: Sender | None = None) -> None:
         """Say whether a request is here."""
         with self._lock:
             here = (probe.instance, probe.id) in self._active

@@ -56,6 +56,7 @@ from dse.core.messages import (
 from dse.core.methods import Method
 from dse.core.receiving import leads
 from dse.core.rpc import RpcClient, RpcServer
+from dse.core.sender import Sender
 from dse.core.table import PublishedTable
 from dse.core.tablelog import Sizes
 from dse.core.tables import Publisher, ReplicaHub
@@ -333,6 +334,10 @@ class Runtime:
 
     def received(self, address: Address, frame: bytes) -> None:
         self._traffic.messages_in += 1
+        self.take(address, frame, None)
+
+    def take(self, address: Address, frame: bytes, sender: Sender | None) -> None:
+        """Take a frame that is not sealed, or not any more: `sender` is who had sealed it."""
         try:
             message = decode(frame)
         except BadFrame as error:
@@ -340,11 +345,11 @@ class Runtime:
             return
         kind = type(message)
         if kind is Request:
-            self.server.requested(message, inline=self._inline and not leads())  # type: ignore[arg-type]
+            self.server.requested(message, sender, inline=self._inline and not leads())  # type: ignore[arg-type]
         elif kind is Reply:
-            self.client.replied(message)  # type: ignore[arg-type]
+            self.client.replied(message, sender)  # type: ignore[arg-type]
         else:
-            self._dispatch(address, message)
+            self._dispatch(address, message, sender)
 
     def undeliverable(self, address: Address, frame: bytes) -> None:
         self.node.counters["undeliverable"] += 1
@@ -378,34 +383,35 @@ class Runtime:
             self.publisher.disconnected()
             self.hub.disconnected()
 
-    def _make_handlers(self) -> dict[type, Callable[[Address, Any], None]]:
+    def _make_handlers(self) -> dict[type, Callable[[Address, Any, Sender | None], None]]:
         bus, client, server = self.control_bus, self.client, self.server
         publisher, hub = self.publisher, self.hub
-        handlers: dict[type, Callable[[Address, Any], None]] = {
-            Request: lambda _, m: server.requested(m),
-            Reply: lambda _, m: client.replied(m),
-            Failure: lambda _, m: client.failed(m),
-            Accepted: lambda _, m: client.accepted(m),
-            Probe: lambda _, m: server.probed(m),
-            UnknownCall: lambda _, m: client.unknown(m),
+        handlers: dict[type, Callable[[Address, Any, Sender | None], None]] = {
+            Request: lambda _, m, sender: server.requested(m, sender),
+            Reply: lambda _, m, sender: client.replied(m, sender),
+            Failure: lambda _, m, sender: client.failed(m, sender),
+            Accepted: lambda _, m, sender: client.accepted(m, sender),
+            Probe: lambda _, m, sender: server.probed(m, sender),
+            UnknownCall: lambda _, m, sender: client.unknown(m, sender),
             ChangeMessage: hub.heard,
             PlainChange: hub.heard,
             Changes: hub.heard,
             PlainChanges: hub.heard,
-            Tip: lambda a, m: hub.heard(a, m) if a.delivery is Delivery.FANOUT else hub.tipped(m),
-            SyncRequest: lambda _, m: publisher.sync_requested(m),
-            SnapshotCredit: lambda _, m: publisher.credited(m),
-            Unsubscribe: lambda _, m: publisher.unsubscribed(m),
-            Renew: lambda _, m: publisher.renewed(m),
+            Tip: lambda a, m, sender: (hub.heard if a.delivery is Delivery.FANOUT else hub.tipped)(a, m, sender),
+            SyncRequest: lambda _, m, sender: publisher.sync_requested(m, sender),
+            SnapshotCredit: lambda _, m, sender: publisher.credited(m, sender),
+            Unsubscribe: lambda _, m, sender: publisher.unsubscribed(m, sender),
+            Renew: lambda _, m, sender: publisher.renewed(m, sender),
         }
-        handlers |= dict.fromkeys((Heartbeat, Leave, Clash, Catalogue, CatalogueRequest), lambda _, m: bus.heard(m))
+        control = (Heartbeat, Leave, Clash, Catalogue, CatalogueRequest)
+        handlers |= dict.fromkeys(control, lambda _, m, sender: bus.heard(m, sender))
         answers = (CatchUp, SnapshotBegin, SnapshotChunk, PlainChunk, NoTable)
-        handlers |= dict.fromkeys(answers, lambda _, m: hub.answered(m))
+        handlers |= dict.fromkeys(answers, lambda _, m, sender: hub.answered(m, sender))
         return handlers
 
-    def _dispatch(self, address: Address, message: Message) -> None:
+    def _dispatch(self, address: Address, message: Message, sender: Sender | None = None) -> None:
         try:
-            self._handlers[type(message)](address, message)
+            self._handlers[type(message)](address, message, sender)
         except DseError as error:
             _log.warning("node %r: %s: %s", self.node.node_id, type(message).__name__, error)
 

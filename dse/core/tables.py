@@ -30,6 +30,7 @@ from dse.core.messages import (
 )
 from dse.core.replica import Delta, ReplicaMachine, ReplicaState
 from dse.core.rows import RowsView
+from dse.core.sender import Sender
 from dse.core.table import Change, PublishedTable, Replica
 from dse.core.tablelog import LEASE, Sizes
 from dse.core.threads import SerialQueue, Timer, Timers

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from dse.core.effects import Send
 from dse.core.figures import Traffic
 from dse.core.messages import Message, decode, encode, frame_of, instance_address
+from dse.core.sender import Sender
 from dse.core.threads import SerialQueue
 from dse.core.transport import Address, Delivery, Transport
 from dse.errors import TransportError
@@ -29,7 +30,7 @@ class Wire:
         transport: Transport,
         instance: str,
         loopback: SerialQueue,
-        dispatch: Callable[[Address, Message], None],
+        dispatch: Callable[[Address, Message, Sender | None], None],
     ) -> None:
         self.transport = transport
         self.traffic = Traffic()
@@ -38,6 +39,8 @@ class Wire:
         self._own_name = self.own_address.name
         self._loopback = loopback
         self._dispatch = dispatch
+        self.sender: Sender | None = None
+        """This node, to its own handlers; None without keys."""
         self.before_send: Callable[[], None] = _nothing
         """Called before a message is sent, so that what is held back is not overtaken by it."""
 
@@ -63,7 +66,7 @@ class Wire:
 
     def loop_back(self, address: Address, frame: bytes) -> None:
         """Hand a frame to this node itself."""
-        self._loopback.put(lambda: self._dispatch(address, decode(frame)))
+        self._loopback.put(lambda: self._dispatch(address, decode(frame), self.sender))
 
     def _send_frame(self, address: Address, frame: bytes, ttl: float | None) -> None:
         if address.name == self._own_name and address.delivery is Delivery.DIRECT:
