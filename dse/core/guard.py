@@ -1,7 +1,7 @@
 """The rules of a node where they are enforced: asked, counted and logged; `dse.core.permissions` decides.
 
-Who is asked about is whom the key proves (`dse.core.sender.Sender`), never what a message says of itself. A remote caller
-is told that it may not, and not by which rule: that is in this node's log.
+Who is asked about is whom the key proves (`dse.core.sender.Sender`), never what a message says of itself. A remote
+caller is told that it may not, and not by which rule: that is in this node's log.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 
 from dse.core.figures import FIGURES
-from dse.core.permissions import FIGURES_SERVICE, NODE, Action, Permission, Permissions
+from dse.core.permissions import FIGURES_SERVICE, NODE, Action, Permissions
 from dse.core.sender import Sender
 from dse.errors import Untrusted
 
-__all__ = ["DENIALS", "Guard"]
+__all__ = ["DENIALS", "Guard", "require_own"]
 
 _log = logging.getLogger("dse.node")
 
@@ -46,6 +46,9 @@ _DOES: dict[str, str] = {
 }
 
 
+_NOBODY = Sender("", "", "")  # whose frames no key proves: what the rules say of everybody goes for it, too
+
+
 class Guard:
     """Enforces the rules of one node; without rules it allows everything.
 
@@ -67,17 +70,17 @@ class Guard:
 
     # Each says whether it is allowed; what is not was counted and logged when it returns.
 
-    def joins(self, who: Sender) -> bool:
+    def joins(self, who: Sender | None) -> bool:
         """Whether a node may be on the bus."""
-        rules = self.rules
+        rules, who = self.rules, who or _NOBODY
         if rules is None or rules.joins(who.key_id, who.node_id):
             return True
         self._denied(rules, "join", who)
         return False
 
-    def calls(self, who: Sender, service: str | None, method: str) -> bool:
+    def calls(self, who: Sender | None, service: str | None, method: str) -> bool:
         """Whether a method may be called; service None is the node itself."""
-        rules = self.rules
+        rules, who = self.rules, who or _NOBODY
         if rules is None:
             return True
         if service is None:
@@ -87,51 +90,41 @@ class Guard:
         self._denied(rules, "call", who, service, method)
         return False
 
-    def subscribes(self, who: Sender, service: str, table: str) -> bool:
+    def subscribes(self, who: Sender | None, service: str, table: str) -> bool:
         """Whether a table of this node may be followed."""
-        return self._asked("subscribe", who, service, table)
+        return self._is_let("subscribe", who, service, table)
 
-    def publishes(self, who: Sender, service: str, table: str | None = None) -> bool:
+    def publishes(self, who: Sender | None, service: str, table: str | None = None) -> bool:
         """Whether a service may be offered, or a table of it published."""
-        return self._asked("publish", who, service, table)
+        return self._is_let("publish", who, service, table)
 
-    def may_publish(self, who: Sender, service: str, table: str | None = None) -> bool:
-        """The same, but nothing is counted and logged."""
-        rules = self.rules
-        return rules is None or rules.allows("publish", who.key_id, who.node_id, service, table)
-
-    def may_subscribe(self, who: Sender, service: str, table: str) -> bool:
-        """Whether a table may be followed; nothing is counted and logged."""
-        rules = self.rules
-        return rules is None or rules.allows("subscribe", who.key_id, who.node_id, service, table)
-
-    def require_publish(self, who: Sender, service: str, tables: Sequence[str] = ()) -> None:
-        """Raise `Untrusted` when this node's own rules deny it a service, or one of its tables."""
-        rules = self.rules
-        if rules is None:
-            return
-        for table in (None, *tables):
-            if not rules.allows("publish", who.key_id, who.node_id, service, table):
-                why = rules.explain("publish", who.key_id, who.node_id, service, table)
-                raise Untrusted(
-                    f"node {self._node_id!r}, key {who.key_id!r}, may not publish {_what(service, table)} "
-                    f"by its own permissions: {why}"
-                )
-
-    def refusal(self, action: Action, who: Sender, service: str | None, name: str | None) -> str:
-        """Return what the other side is told."""
-        what = f"a method of the node, {_short(name)}" if service is None else _what(service, name)
-        return (
-            f"node {self._node_id!r} does not let node {_short(who.node_id)!r} (key {_short(who.key_id)!r}) "
-            f"{_DOES[action]} {what}"
-        )
-
-    def _asked(self, action: Action, who: Sender, service: str, table: str | None) -> bool:
-        rules = self.rules
+    def _is_let(self, action: Action, who: Sender | None, service: str, table: str | None) -> bool:
+        rules, who = self.rules, who or _NOBODY
         if rules is None or rules.allows(action, who.key_id, who.node_id, service, table):
             return True
         self._denied(rules, action, who, service, table)
         return False
+
+    # The same, but nothing is counted and logged.
+
+    def may_subscribe(self, who: Sender, service: str, table: str) -> bool:
+        """Whether a table may be followed."""
+        rules = self.rules
+        return rules is None or rules.allows("subscribe", who.key_id, who.node_id, service, table)
+
+    def may_publish(self, who: Sender, service: str, table: str | None = None) -> bool:
+        """Whether a service may be offered, or a table of it published."""
+        rules = self.rules
+        return rules is None or rules.allows("publish", who.key_id, who.node_id, service, table)
+
+    def refusal(self, action: Action, who: Sender | None, service: str | None, name: str) -> str:
+        """Return what the other side is told."""
+        who = who or _NOBODY
+        what = f"its method {_short(name)}" if service is None else _what(service, name)
+        return (
+            f"node {self._node_id!r} does not let node {_short(who.node_id)!r} (key {_short(who.key_id)!r}) "
+            f"{_DOES[action]} {what}"
+        )
 
     def _denied(
         self, rules: Permissions, action: Action, who: Sender, service: str = "", name: str | None = None
@@ -167,3 +160,13 @@ def _short(name: str | None) -> str:
     if len(name) > _SHOWN:
         name = f"{name[:_SHOWN]}…"
     return name if name.isprintable() else ascii(name)[1:-1]
+
+
+def require_own(rules: Permissions | None, node_id: str, key_id: str, service: str, tables: Iterable[str]) -> None:
+    """Raise `Untrusted` when a node's own rules deny it a service, or one of its tables."""
+    for table in (None, *tables) if rules is not None else ():
+        assert rules is not None
+        why = rules.explain("publish", key_id, node_id, service, table)
+        if why:
+            who, what = f"node {node_id!r} (key {key_id!r})", _what(service, table)
+            raise Untrusted(f"{who} may not publish {what} by its own permissions: {why}")

@@ -7,12 +7,12 @@ Rules of the rules:
 2. A rule speaks of *actions*, of *who* (the key that sealed the frame, the node that sent it) and of *what* (a service,
    and a method or a table of it). What it leaves out it does not ask about. It applies where all that it says applies.
 3. A pattern is one glob, or several. A glob is for the whole name and minds capitals; ``*`` is any text, ``?`` one
-   character, ``[ab]`` one of these; with ``!`` in front it is for every name but those. Of several, one must fit, unless
-   all are with ``!``, and none of those with ``!`` may refuse.
+   character, ``[ab]`` one of these; with ``!`` in front it is for every name but those. Of several, one must fit,
+   unless all are with ``!``, and none of those with ``!`` may refuse.
 4. Every action is spoken of: by a rule that allows some of it, or by one that denies all of it. A list that leaves an
    action out, or only denies parts of it, would shut everybody out without saying so, and is refused.
-5. The methods of a node itself are those of the service `NODE`, and its figures are the service `FIGURES_SERVICE`: names
-   that no service can have.
+5. The methods of a node itself are those of the service `NODE`, and its figures are the service `FIGURES_SERVICE`:
+   names that no service can have.
 6. To offer a service is to publish; for that a rule for some of its tables counts if it allows, and not if it denies.
 """
 
@@ -139,7 +139,9 @@ class Permission:
                         key=(name,),
                     )
             if name == "key" and not _KEY_GLOB.fullmatch(pattern):
-                raise ConfigError(f"{shown} is no pattern of a key id: that is letters, digits, _, - and .", key=(name,))
+                raise ConfigError(
+                    f"{shown} is no pattern of a key id: that is letters, digits, _, - and .", key=(name,)
+                )
 
 
 @dataclass(frozen=True, slots=True)

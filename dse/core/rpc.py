@@ -17,6 +17,7 @@ import msgspec
 from dse import errors
 from dse.core.calls import Call, PendingCalls
 from dse.core.controlbus import ControlBus, Member
+from dse.core.guard import Guard
 from dse.core.inline import InlineRuns
 from dse.core.membership import NodeState
 from dse.core.messages import (
@@ -230,7 +231,9 @@ class RpcClient:
         local_service: Callable[[str], bool],
         undeliverable: bool,
         first_turn: int,
+        guard: Guard,
     ) -> None:
+        self._guard = guard
         self._inline = inline
         self._node_id = node_id
         self._wire = wire
@@ -394,6 +397,8 @@ class RpcClient:
             raise NoSuchService(f"{call.service}: node {node_id!r} is not on the bus")
         if call.service is not None and call.service in member.services:
             call.handle.member = member
+        elif call.service is not None:
+            self.require_published(member, call.service)
         return member.instance
 
     def _no_service(self, call: Call) -> NoSuchService:
@@ -411,6 +416,8 @@ class RpcClient:
 
     def replied(self, message: Reply, sender: Sender | None = None) -> None:
         """A result came."""
+        if sender is not None and not self._is_from_callee(message.id, sender):
+            return
         with self._lock:
             call = self._pending.take(message.id)
         if call is None:
@@ -424,6 +431,8 @@ class RpcClient:
 
     def failed(self, message: Failure, sender: Sender | None = None) -> None:
         """A failure came."""
+        if sender is not None and not self._is_from_callee(message.id, sender):
+            return
         with self._lock:
             call = self._pending.calls.get(message.id)
             if call is None:
@@ -439,11 +448,44 @@ class RpcClient:
 
     def accepted(self, message: Accepted, sender: Sender | None = None) -> None:
         """The callee has a request."""
+        if sender is not None and not self._is_from_callee(message.id, sender):
+            return
         with self._lock:
             self._pending.accepted(message.id, message.instance, message.node_id)
 
+    def _is_from_callee(self, call_id: int, sender: Sender) -> bool:
+        """Whether an answer comes from the node that was asked.
+
+        Where the bus chose who is asked, that is any node that may offer the service. One that may not, and took the
+        request, ends the call: nobody else has it.
+        """
+        call = self._pending.calls.get(call_id)
+        if call is None or call.instance is not None:
+            return call is not None and call.instance == sender.instance
+        if call.service is None or self._guard.publishes(sender, call.service):
+            return True
+        with self._lock:
+            taken = self._pending.take(call_id)
+        if taken is not None:
+            self._wire.traffic.call_errors += 1
+            taken.handle.answer.set_exception(self._not_published(sender, call.service))
+        return False
+
+    def require_published(self, member: Member, service: str) -> None:
+        """Raise `Untrusted` when a node may not offer a service, by the permissions of this one."""
+        if not self._guard.may_publish(member.sender, service):
+            raise self._not_published(member.sender, service)
+
+    def _not_published(self, callee: Sender, service: str) -> Untrusted:
+        return Untrusted(
+            f"node {callee.node_id!r} (key {callee.key_id!r}) may not offer {service!r} by the permissions of node "
+            f"{self._node_id!r}: its answer would not be taken"
+        )
+
     def unknown(self, message: UnknownCall, sender: Sender | None = None) -> None:
         """The callee has no such request."""
+        if sender is not None and message.instance != sender.instance:
+            return
         with self._lock:
             call = self._pending.unknown(message.id, message.instance)
         if call is not None:
@@ -640,7 +682,9 @@ class RpcServer:
         max_pending: int,
         find: Callable[[str | None], tuple[str, Mapping[str, Method]] | None],
         now: Callable[[], float],
+        guard: Guard,
     ) -> None:
+        self._guard = guard
         self._node_id = node_id
         self._wire = wire
         self._pool = pool
@@ -674,6 +718,9 @@ class RpcServer:
         """Take a request from the bus; never blocks for long. inline: the calling thread may be relieved."""
         now = self._now()
         deadline = now + request.timeout
+        if self._guard.rules is not None and not self._guard.calls(sender, request.service, request.method):
+            self._deny(request, sender)
+            return
         if self._stopping:
             self._refuse(request, _STOPPING, f"node {self._node_id!r} is stopping")
             return
@@ -839,6 +886,13 @@ class RpcServer:
             _log.warning(
                 "dropped a cast of %s.%s by node %r: %s", request.service, request.method, request.node_id, message
             )
+
+    def _deny(self, request: Request, sender: Sender | None) -> None:
+        """Answer one that is not allowed; the guard has counted and logged it."""
+        self._wire.traffic.refused += 1
+        if request.id:
+            text = self._guard.refusal("call", sender, request.service, request.method)
+            self._send(instance_address(request.instance), Failure(request.id, Untrusted.__name__, text))
 
     def _forget(self, request: Request) -> None:
         with self._lock:

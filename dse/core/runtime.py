@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from dse.core.controlbus import ControlBus
 from dse.core.figures import FIGURES, MOST_TABLES
+from dse.core.guard import DENIALS, Guard
 from dse.core.info import DataServiceInfo
 from dse.core.inline import InlineRuns
 from dse.core.listeners import Listeners
@@ -54,6 +55,7 @@ from dse.core.messages import (
     service_address,
 )
 from dse.core.methods import Method
+from dse.core.permissions import Permissions
 from dse.core.receiving import leads
 from dse.core.rpc import RpcClient, RpcServer
 from dse.core.sender import Sender
@@ -81,6 +83,7 @@ UNLISTEN_PATIENCE = 1.0
 OFFER_PATIENCE = 60.0
 """Seconds after which a start gives up on a broker that does not answer."""
 _LOG_EVERY = 60.0  # seconds between two log lines about bad frames
+_ANSWERED = frozenset((Request, SyncRequest))  # who may not join is told so, where it waits for an answer
 
 
 class Runtime:
@@ -106,6 +109,7 @@ class Runtime:
         self.wire = Wire(self.transport, self.instance, engine.queue(), self._dispatch)
         self._traffic = self.wire.traffic
         self.listeners = Listeners(self.transport)
+        self.guard = Guard(node.node_id, node._rules, node.counters, self.timers.now)
         machine = Membership(
             node.node_id, self.instance, node.heartbeat_interval, self._catalogue, engine.random, passive=node.passive
         )
@@ -118,13 +122,14 @@ class Runtime:
             self._peers_changed,
             node.clashed,
             lambda: self.hub.renew(),
+            self.guard,
         )
         largest = min(_LARGEST_CHANGE, self.transport.capabilities.max_frame - _OVERHEAD)
         sizes = Sizes(largest)
         self.publisher = Publisher(
-            self.wire, self.timers, self.control, sizes, engine.unique, self._subscribers_changed
+            self.wire, self.timers, self.control, sizes, engine.unique, self._subscribers_changed, self.guard
         )
-        self.hub = ReplicaHub(self.wire, self.listeners, self.timers, self.control, self._publishers_of)
+        self.hub = ReplicaHub(self.wire, self.listeners, self.timers, self.control, self._publishers_of, self.guard)
         inline = InlineRuns(self.transport, self.timers, self.workers)
         self._inline = inline.possible
         self.client = RpcClient(
@@ -138,9 +143,18 @@ class Runtime:
             self._hosts.__contains__,
             self.reports_undeliverable,
             engine.random.randrange(1 << 16),
+            self.guard,
         )
         self.server = RpcServer(
-            node.node_id, self.wire, self.workers, self.loop, inline, node.max_pending, self._find, self.timers.now
+            node.node_id,
+            self.wire,
+            self.workers,
+            self.loop,
+            inline,
+            node.max_pending,
+            self._find,
+            self.timers.now,
+            self.guard,
         )
         self.server.builtins = {FIGURES: lambda request: self.server.reply(request, self.figures())}
         self._started = self.timers.now()
@@ -248,6 +262,13 @@ class Runtime:
                 f"the service {service_id!r} publishes no table {table!r}; it publishes: {', '.join(known) or 'none'}"
             )
 
+    def permissions_changed(self, rules: Permissions | None) -> None:
+        """Apply other rules, to what is under way as well."""
+        self.guard.rules = rules
+        self.control_bus.permissions_changed()
+        self.publisher.permissions_changed()
+        self.hub.published()
+
     def figures(self) -> dict[str, Any]:
         """Return what the node can tell of itself, as plain dicts; reads without a lock, so it waits for nobody.
 
@@ -267,6 +288,7 @@ class Runtime:
                 "changes": sum(each["changes"] for each in tables.values()) + more,
                 "disconnects": counters["disconnects"],
                 "undeliverable": counters["undeliverable"],
+                "denied": sum(counters[each] for each in DENIALS),
                 "bad_frames": counters["bad_frames"] + counters["foreign_frames"],
             },
             "gauges": {
@@ -344,6 +366,8 @@ class Runtime:
             self._bad_frame(address, frame, error)
             return
         kind = type(message)
+        if self.guard.rules is not None and kind not in _ANSWERED and not self.guard.joins(sender):
+            return
         if kind is Request:
             self.server.requested(message, sender, inline=self._inline and not leads())  # type: ignore[arg-type]
         elif kind is Reply:

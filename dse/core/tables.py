@@ -190,7 +190,7 @@ class Publisher:
     def sync_requested(self, message: SyncRequest, sender: Sender | None = None) -> None:
         """A replica asks to be brought up to date."""
         key = (message.service, message.table)
-        if sender is not None and not self._lets_in(sender, *key):
+        if not self._lets_in(sender, *key):
             self._refuse(message.instance, NoTable(message.request, self._refusal(sender, *key)))
             return
         table = self._tables.get(key)
@@ -218,15 +218,18 @@ class Publisher:
             tables = list(self._tables.items())
         for key, table in tables:
             stands = held.get(key)
-            if stands is not None and sender is not None and not self._lets_in(sender, *key):
+            if stands is not None and not self._lets_in(sender, *key):
                 self._refuse(message.instance, NoTable(0, self._refusal(sender, *key), *key))
                 stands = None
             table.renew(message.instance, stands)
 
     # Who may
 
-    def _lets_in(self, sender: Sender, service: str, table: str) -> bool:
-        if self._guard.subscribes(sender, service, table):
+    def _lets_in(self, sender: Sender | None, service: str, table: str) -> bool:
+        allowed = self._guard.subscribes(sender, service, table)
+        if sender is None:
+            return allowed
+        if allowed:
             with self._lock:
                 if len(self._asked_by) >= MAX_ORPHANS and sender.instance not in self._asked_by:
                     self._asked_by.pop(next(iter(self._asked_by)))
@@ -241,7 +244,7 @@ class Publisher:
                     del denied[next(iter(denied))]
         return False
 
-    def _refusal(self, sender: Sender, service: str, table: str) -> str:
+    def _refusal(self, sender: Sender | None, service: str, table: str) -> str:
         return self._guard.refusal("subscribe", sender, service, table)
 
     def _refuse(self, instance: str, answer: NoTable) -> None:
@@ -490,7 +493,7 @@ class ReplicaHub:
     def heard(self, address: Address, message: ChangeMessage | Changes | Tip, sender: Sender | None = None) -> None:
         """A change, several or a tip, at a table's address."""
         shared = self._by_address.get(address)
-        if shared is None or (sender is not None and not self._publishes(sender, shared)):
+        if shared is None or not self._publishes(sender, shared):
             return
         if isinstance(message, ChangeMessage):
             self._step(shared, lambda m, now: m.change(now, message))
@@ -507,19 +510,23 @@ class ReplicaHub:
             shared = self._shared.get((message.service, message.table))
         else:
             shared = self._by_number.get(message.request >> 32)
-        if shared is not None and (sender is None or self._publishes(sender, shared)):
+        if shared is not None and self._publishes(sender, shared):
             self._step(shared, lambda m, now: _answer(m, now, message))
 
     def tipped(self, _: Address, message: Tip, sender: Sender | None = None) -> None:
         """A tip for this node alone, in answer to a renewal."""
         shared = self._shared.get((message.service, message.table))
-        if shared is not None and (sender is None or self._publishes(sender, shared)):
+        if shared is not None and self._publishes(sender, shared):
             self._step(shared, lambda m, now: ([], m.tip(now, message)))
 
-    def _publishes(self, sender: Sender, shared: _SharedReplica) -> bool:
+    def _publishes(self, sender: Sender | None, shared: _SharedReplica) -> bool:
         """Whether it is the publisher that this replica follows, and may publish the table."""
+        if sender is None and self._guard.rules is None:
+            return True
         machine = shared.machine
-        return sender.instance == machine.publisher and self._guard.publishes(sender, machine.service, machine.table)
+        return (sender is None or sender.instance == machine.publisher) and self._guard.publishes(
+            sender, machine.service, machine.table
+        )
 
     def untrusted(self) -> dict[str, str]:
         """Return the tables that this node may not follow, as ``service.table``, and what the publisher said."""

@@ -50,10 +50,8 @@ def pattern_fits(pattern: str | list[str] | None, name: str) -> bool:
 
 def applies(rule: Permission, action: str, key: str, node: str, service: str, name: str | None) -> bool:
     said = rule.method if rule.method is not None else rule.table
-    if name is None:  # a service is offered
-        name_fits = said is None or rule.allow is not None
-    else:
-        name_fits = pattern_fits(said, name)
+    offered = name is None  # the service as a whole
+    name_fits = (said is None or bool(rule.allow)) if offered else pattern_fits(said, name or "")
     return (
         action in rule.actions
         and pattern_fits(rule.key, key)
@@ -132,7 +130,13 @@ def test_a_rule_that_denies_wins_wherever_it_stands() -> None:
 
 
 def test_a_pattern_is_for_the_whole_name_and_minds_capitals() -> None:
-    for pattern, name in (("kill", "killall"), ("kill", "skill"), ("Kill", "kill"), ("kill", "kill\n"), ("k?ll", "kll")):
+    for pattern, name in (
+        ("kill", "killall"),
+        ("kill", "skill"),
+        ("Kill", "kill"),
+        ("kill", "kill\n"),
+        ("k?ll", "kll"),
+    ):
         assert not allowed([REST, Permission(allow="call", method=pattern)], "call", "s", name), (pattern, name)
     for pattern, name in (("kill*", "kill"), ("*", "any\nthing"), ("k?ll", "kell"), ("k[ie]ll", "kell"), ("_*", "_x")):
         assert allowed([REST, Permission(allow="call", method=pattern)], "call", "s", name), (pattern, name)
@@ -205,7 +209,10 @@ def test_a_rule_that_cannot_be_meant_is_refused(rule: dict[str, Any], key: tuple
     ("listed", "words"),
     [
         ([], "at least one rule; leave them out to allow everything"),
-        ([Permission(allow="call")], 'no rule is about \'join\', so that it would be denied to all: add a rule allow = "join"'),
+        (
+            [Permission(allow="call")],
+            "no rule is about 'join', so that it would be denied to all: add a rule allow = \"join\"",
+        ),
         (
             [REST, Permission(deny="call", method="kill")],
             "deny some of 'call' and none that allows it, so that all of it would be denied",
