@@ -6,7 +6,7 @@ import os
 import re
 import stat
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -18,9 +18,11 @@ from dse.cli.run.lines import find_lines
 from dse.cli.run.problems import BAD, FileError, Problem, Problems
 from dse.cli.run.redact import SECRET_NAME, Redactor
 from dse.cli.run.services import ServiceSpec, check_services
+from dse.core.guard import require_own
 from dse.core.node import Node
+from dse.core.permissions import Permission, Permissions
 from dse.core.url import TransportUrl
-from dse.errors import DseError
+from dse.errors import DseError, Untrusted
 
 __all__ = ["LogOptions", "NodeOptions", "RunFile", "read_run_file"]
 
@@ -31,7 +33,7 @@ DEEPEST = 40
 """Tables and arrays within each other."""
 
 _PLACE = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)\Z")
-_PUBLIC = ("node_id", "bus", "log")  # what comes from the environment there is a name, and no secret
+_PUBLIC = ("node_id", "bus", "log", "permissions")  # what comes from the environment there is a name, and no secret
 
 
 @dataclass(frozen=True)
@@ -53,10 +55,21 @@ class NodeOptions:
     workers: int = 32
     max_pending: int = 1000
     keys: list[str] | None = field(default=None, repr=False)
+    permissions: list[Permission] | None = None
 
     def changes(self, other: NodeOptions) -> list[str]:
         """Return the names of the options that differ."""
         return [each.name for each in fields(self) if getattr(self, each.name) != getattr(other, each.name)]
+
+    def denied(self, service_id: str, tables: Iterable[str], node_id: str) -> str:
+        """Say why the permissions do not let this node, by that name, publish a service; '' when they do."""
+        if self.permissions is None or not self.keys:
+            return ""
+        try:
+            require_own(Permissions(self.permissions), node_id, self.keys[0].partition(":")[0], service_id, tables)
+        except Untrusted as error:
+            return str(error)
+        return ""
 
     def make(self, node_id: str | None = None) -> Node:
         """Return a new node without services. node_id: its name when the file gives none."""
@@ -204,7 +217,12 @@ def _check(
     specs = check_services(services, ("services",), context) if services is not BAD else {}
     if problems.found:
         return None
-    return NodeOptions(**options), LogOptions(**log_options), specs
+    node = NodeOptions(**options)
+    for spec in specs.values() if node.node_id is not None else ():
+        assert node.node_id is not None
+        if why := node.denied(spec.service_id, spec.cls._declared, node.node_id):
+            problems.add(("services", spec.service_id), why)
+    return (node, LogOptions(**log_options), specs) if not problems.found else None
 
 
 def _try_node(options: Mapping[str, Any], context: Context) -> None:
@@ -217,8 +235,20 @@ def _try_node(options: Mapping[str, Any], context: Context) -> None:
         except DseError as error:
             context.problems.add(("transport",), str(error))
             url = None
-    for name, value in usable.items():
+    permissions = usable.pop("permissions", None)
+    for name, value in [*usable.items()]:
         try:
             Node(url or "fake://", **{name: value})
         except DseError as error:
             context.problems.add((name,), str(error))
+            usable[name] = BAD
+    if permissions is None:
+        return
+    together = {name: usable[name] for name in ("keys", "node_id") if name in usable}
+    try:
+        if BAD in together.values() or options.get("keys") is BAD:
+            Permissions(permissions)  # what is wrong with the others has been said
+        else:
+            Node(url or "fake://", permissions=permissions, **together)
+    except DseError as error:
+        context.problems.add(("permissions",), str(error).removeprefix("permissions: "))
