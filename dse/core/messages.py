@@ -23,6 +23,7 @@ from dse.core.transport import Address, Delivery
 
 __all__ = [
     "CONTROL",
+    "SEALED",
     "Accepted",
     "BadFrame",
     "Catalogue",
@@ -33,6 +34,8 @@ __all__ = [
     "Clash",
     "Failure",
     "ForeignVersion",
+    "Greet",
+    "Greeted",
     "Heartbeat",
     "Leave",
     "Message",
@@ -46,6 +49,7 @@ __all__ = [
     "Request",
     "Row",
     "Scalar",
+    "SealedFrame",
     "SnapshotBegin",
     "SnapshotChunk",
     "SnapshotCredit",
@@ -63,12 +67,15 @@ __all__ = [
     "frame_of",
     "instance_address",
     "service_address",
+    "speaks_for",
     "table_address",
 ]
 
 MAJOR = 1
 MINOR = 1
 _VERSION = bytes((MAJOR, MINOR))
+SEALED = 0x81
+"""The first byte of a sealed frame (`dse.core.seal`)."""
 
 Scalar = None | bool | int | float | str | bytes
 # msgspec cannot tell str from bytes in a union: rows are decoded as tuples of anything, and `dse.core.rows` checks
@@ -312,6 +319,25 @@ class PlainChanges(Changes, array_like=True, tag=30, frozen=True):
     changes: list[PlainChange]  # type: ignore[assignment]
 
 
+class Greet(Struct, array_like=True, tag=40, frozen=True):
+    """I do not know whether what `instance` says is said in my life, which began `age` seconds ago: tell me.
+
+    `token` comes back with the answer. Only on a bus with keys (`dse.core.admission`), as `Greeted`.
+    """
+
+    instance: Name
+    age: float
+    token: int
+
+
+class Greeted(Struct, array_like=True, tag=41, frozen=True):
+    """What I sealed with a number above `floor` I sealed after the life of whoever sent the greeting began."""
+
+    instance: Name
+    token: int
+    floor: int
+
+
 Message = (
     Heartbeat
     | Leave
@@ -335,6 +361,8 @@ Message = (
     | Unsubscribe
     | Renew
     | Changes
+    | Greet
+    | Greeted
 )
 
 _encoder = msgspec.msgpack.Encoder()
@@ -351,6 +379,10 @@ class BadFrame(Exception):
 
 class ForeignVersion(BadFrame):
     """A frame of another major version."""
+
+
+class SealedFrame(BadFrame):
+    """A sealed frame, where nothing can be opened."""
 
 
 def encode_body(message: Message) -> bytes:
@@ -383,6 +415,8 @@ def decode(frame: bytes) -> Message:
     if len(frame) < 4:  # the version, an array, its tag
         raise BadFrame(f"{len(frame)} bytes are no frame")
     if frame[0] != MAJOR:
+        if frame[0] == SEALED:
+            raise SealedFrame("it is sealed, and this node has no keys")
         raise ForeignVersion(f"protocol version {frame[0]}.{frame[1]}, this node speaks {MAJOR}.{MINOR}")
     body = memoryview(frame)[2:]
     if frame[3] in _plain_tags:
@@ -404,6 +438,25 @@ def decode_change(body: msgspec.Raw) -> ChangeMessage:
         return _change_decoder.decode(body)
     except (msgspec.DecodeError, RecursionError, ValueError, TypeError) as error:
         raise BadFrame(str(error)) from None
+
+
+_SPEAKER: dict[type, str] = {
+    **dict.fromkeys((Heartbeat, Leave, Catalogue, Request, Accepted), "node_id"),
+    **dict.fromkeys((CatalogueRequest, Probe, UnknownCall, SyncRequest), "instance"),
+    **dict.fromkeys((SnapshotCredit, Unsubscribe, Renew, Greet, Greeted), "instance"),
+    Clash: "winner",
+}
+
+
+def speaks_for(message: Message, node_id: str, instance: str) -> bool:
+    """Whether a message says of its sender what is true of the one with this node_id and instance."""
+    what = _SPEAKER.get(type(message))
+    if what is None:
+        return True  # it says nothing of its sender
+    if what == "winner":
+        return message.winner == instance  # type: ignore[union-attr]
+    said: Any = message
+    return bool(said.instance == instance and (what == "instance" or said.node_id == node_id))
 
 
 @functools.lru_cache(maxsize=512)

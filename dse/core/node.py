@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Self
 from dse.core.controlbus import ControlBus
 from dse.core.guard import require_own
 from dse.core.info import BusStatus, identifier
+from dse.core.keys import parse_keys
 from dse.core.messages import CONTROL, broadcast_address, instance_address, service_address
 from dse.core.methods import Method, encode_args, endpoint_methods
 from dse.core.permissions import Permission, Permissions
@@ -26,7 +27,15 @@ from dse.core.runtime import Runtime
 from dse.core.service import DataService, _Host
 from dse.core.threads import Engine
 from dse.core.transport import Address, Transport, TransportUrl
-from dse.errors import ConfigError, DseError, InvalidArguments, NodeIdClash, NoSuchService, ServiceExists
+from dse.errors import (
+    ConfigError,
+    DseError,
+    InvalidArguments,
+    MissingExtra,
+    NodeIdClash,
+    NoSuchService,
+    ServiceExists,
+)
 
 __all__ = ["Node", "Proxy"]
 
@@ -43,7 +52,10 @@ class Node:
 
     url: which transport. node_id: unique on the bus; host name and a random part if None. bus: the name space on the
     broker. services: registered at start. heartbeat_interval: seconds. workers: threads that run RPC methods.
-    max_pending: requests that may wait for them. node_endpoints: objects whose public methods `call_node` reaches.
+    max_pending: requests that may wait for them. keys: of the bus, each ``id:base64`` as ``dse keygen`` prints them;
+    the first seals what this node sends, what is sealed with any of them is read, and nothing else; None for a bus
+    without. permissions: who may do what, enforced by this node (``docs/permissions.md``); None allows everything to
+    who has a key. node_endpoints: objects whose public methods `call_node` reaches.
 
     Raises `InvalidUrl`, `UnknownTransport`, `MissingExtra` or `ConfigError` for what cannot work; touches no broker
     before `start`. May be stopped and started again; every start is a new *instance*.
@@ -76,13 +88,12 @@ class Node:
             raise ConfigError(f"heartbeat_interval is 0.01 to 3600 seconds, not {heartbeat_interval!r}")
         if workers < 1 or max_pending < 1:
             raise ConfigError("workers and max_pending are at least 1")
-        if keys is not None:
-            # Said rather than ignored: whoever asks for sealed frames must not send open ones.
-            raise ConfigError("keys: this release cannot seal frames yet; leave keys out")
+        self._keys = parse_keys(keys) if keys is not None else ()
+        if self._keys:
+            _check_security()
         self.heartbeat_interval = float(heartbeat_interval)
         self.workers = workers
         self.max_pending = max_pending
-        self._key_id = keys[0].partition(":")[0] if keys else ""
         self._rules = self._read_rules(permissions)
         self._endpoints: Mapping[str, Method] = endpoint_methods(list(node_endpoints))
         self._lock = threading.RLock()
@@ -230,6 +241,10 @@ class Node:
         if runtime is not None and not runtime.closing:
             runtime.permissions_changed(rules)
 
+    @property
+    def _key_id(self) -> str:
+        return self._keys[0].id if self._keys else ""
+
     def require_publish(self, service_id: str, tables: Iterable[str] = ()) -> None:
         """Raise `Untrusted` when the node's own permissions deny it a service, or a table of it."""
         require_own(self._rules, self.node_id, self._key_id, service_id, tables)
@@ -237,7 +252,7 @@ class Node:
     def _read_rules(self, permissions: Sequence[Permission] | None) -> Permissions | None:
         if permissions is None:
             return None
-        if not self._key_id:
+        if not self._keys:
             raise ConfigError(
                 "permissions need keys: without keys a frame proves nothing, and whoever reaches the broker could say "
                 "that it is any node"
@@ -334,6 +349,10 @@ class Node:
             address = runtime.wire.own_address
         elif (member := runtime.client.pick(service_id)) is not None:
             address = instance_address(member.instance)
+        elif runtime.reports_undeliverable and self._keys:
+            # Nobody runs what the bus gave to just anybody: as a call it is sent on to whoever took it.
+            runtime.client.call_async(service_id, method, encoded, CAST_TTL, None)
+            return
         elif runtime.reports_undeliverable:
             address = service_address(service_id)
         else:
@@ -393,6 +412,11 @@ class Node:
     def endpoints(self) -> Mapping[str, Method]:
         """The methods of the node's own endpoints."""
         return self._endpoints
+
+    @property
+    def key_ids(self) -> tuple[str, ...]:
+        """The ids of this node's keys, the one that seals first; () without keys."""
+        return tuple(key.id for key in self._keys)
 
     @property
     def hosts(self) -> Mapping[str, _Host]:
@@ -510,6 +534,16 @@ class _Nobody:
     def received(self, address: Address, frame: bytes) -> None: ...
     def undeliverable(self, address: Address, frame: bytes) -> None: ...
     def state_changed(self, state: object) -> None: ...
+
+
+def _check_security() -> None:
+    try:
+        import dse.core.seal  # noqa: F401
+    except ImportError as error:
+        raise MissingExtra(
+            f"keys need a package that is not installed ({error.name or error}): pip install 'dse[security]'",
+            extra="security",
+        ) from error
 
 
 def _node_id(given: str | None) -> str:

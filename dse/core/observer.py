@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import wait
 from typing import Any, ClassVar
 
@@ -38,9 +38,16 @@ class Observer(Node):
 
     passive: ClassVar[bool] = True
 
-    def __init__(self, url: str | TransportUrl, *, bus: str = "dse", heartbeat_interval: float = 1.0) -> None:
+    def __init__(
+        self,
+        url: str | TransportUrl,
+        *,
+        bus: str = "dse",
+        heartbeat_interval: float = 1.0,
+        keys: Sequence[str] | None = None,
+    ) -> None:
         node_id = f"observer-{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
-        super().__init__(url, node_id=node_id, bus=bus, heartbeat_interval=heartbeat_interval)
+        super().__init__(url, node_id=node_id, bus=bus, heartbeat_interval=heartbeat_interval, keys=keys)
         self._follower: _Host | None = None
 
     def start(self) -> None:

@@ -63,6 +63,7 @@ _REFUSALS: dict[str, type[DseError]] = {
     error.__name__: error for error in (NoSuchService, NoSuchMethod, InvalidArguments, Overloaded, Untrusted)
 }
 _STOPPING = "Stopping"  # the request was not run, for the node is about to leave: somebody else may run it
+_DIRECTLY = "Directly"  # the request was not run: on a bus with keys it is to be sent to this instance alone
 _REMOTE = "RemoteError"
 _ANYBODY = ""  # stands for the bus's choice among the instances that were tried
 _RETRY = 0.1  # seconds until a request that found nobody is sent again, where somebody may come back
@@ -179,6 +180,7 @@ class _Waiting:
     """
 
     member: Member | None = None  # who was chosen last, as far as somebody was
+    directly: Sender | None = None  # who took the request from the bus, and asked for it to be sent directly
     waits_for = ""  # why it is parked
 
     def __init__(
@@ -348,6 +350,9 @@ class RpcClient:
             raise NoSuchService("a call to a node names the node")
         elif self._wire.instance not in waiting.tried and self._has_local(call.service):
             call.instance, call.node_id = self._wire.instance, self._node_id
+        elif waiting.directly is not None:
+            call.instance, call.node_id = waiting.directly.instance, waiting.directly.node_id
+            waiting.directly = None
         elif (member := self.pick(call.service, waiting.tried)) is not None:
             waiting.member = member
             call.instance, call.node_id = member.instance, member.node_id
@@ -416,9 +421,9 @@ class RpcClient:
 
     def replied(self, message: Reply, sender: Sender | None = None) -> None:
         """A result came."""
-        if sender is not None and not self._is_from_callee(message.id, sender):
-            return
         with self._lock:
+            if sender is not None and not self._asked(message.id, sender):
+                return
             call = self._pending.take(message.id)
         if call is None:
             return
@@ -431,15 +436,23 @@ class RpcClient:
 
     def failed(self, message: Failure, sender: Sender | None = None) -> None:
         """A failure came."""
-        if sender is not None and not self._is_from_callee(message.id, sender):
-            return
         with self._lock:
             call = self._pending.calls.get(message.id)
-            if call is None:
+            if call is None or (sender is not None and call.instance not in (None, sender.instance)):
                 return
-            not_run = message.code in (_STOPPING, "NoSuchService") and call.handle.node_id is None
-            if not not_run:
+            denied = sender is not None and call.instance is None and not self._may_offer(call, sender)
+            if message.code == _DIRECTLY and call.instance is None and not denied:
+                call.handle.directly = sender
+            not_run = message.code in (_STOPPING, "NoSuchService", _DIRECTLY) and call.handle.node_id is None
+            if denied or not not_run:
                 self._pending.take(message.id)
+        if denied:
+            assert sender is not None
+            assert call.service is not None
+            self._guard.publishes(sender, call.service)  # counts it
+            self._wire.traffic.call_errors += 1
+            call.handle.answer.set_exception(self._not_published(sender, call.service))
+            return
         if not_run:
             self._again(call, NoSuchService(message.message))
             return
@@ -448,28 +461,9 @@ class RpcClient:
 
     def accepted(self, message: Accepted, sender: Sender | None = None) -> None:
         """The callee has a request."""
-        if sender is not None and not self._is_from_callee(message.id, sender):
-            return
         with self._lock:
-            self._pending.accepted(message.id, message.instance, message.node_id)
-
-    def _is_from_callee(self, call_id: int, sender: Sender) -> bool:
-        """Whether an answer comes from the node that was asked.
-
-        Where the bus chose who is asked, that is any node that may offer the service. One that may not, and took the
-        request, ends the call: nobody else has it.
-        """
-        call = self._pending.calls.get(call_id)
-        if call is None or call.instance is not None:
-            return call is not None and call.instance == sender.instance
-        if call.service is None or self._guard.publishes(sender, call.service):
-            return True
-        with self._lock:
-            taken = self._pending.take(call_id)
-        if taken is not None:
-            self._wire.traffic.call_errors += 1
-            taken.handle.answer.set_exception(self._not_published(sender, call.service))
-        return False
+            if sender is None or self._asked(message.id, sender):
+                self._pending.accepted(message.id, message.instance, message.node_id)
 
     def require_published(self, member: Member, service: str) -> None:
         """Raise `Untrusted` when a node may not offer a service, by the permissions of this one."""
@@ -484,8 +478,6 @@ class RpcClient:
 
     def unknown(self, message: UnknownCall, sender: Sender | None = None) -> None:
         """The callee has no such request."""
-        if sender is not None and message.instance != sender.instance:
-            return
         with self._lock:
             call = self._pending.unknown(message.id, message.instance)
         if call is not None:
@@ -558,6 +550,16 @@ class RpcClient:
             call.handle.answer.set_exception(error)
 
     # Inside
+
+    def _asked(self, call_id: int, sender: Sender) -> bool:
+        """Whether a call waits for this sender's answer, or that of the bus's choice (the lock is held)."""
+        call = self._pending.calls.get(call_id)
+        if call is None or call.instance is not None:
+            return call is not None and call.instance == sender.instance
+        return self._may_offer(call, sender)
+
+    def _may_offer(self, call: Call, sender: Sender) -> bool:
+        return call.service is None or self._guard.may_publish(sender, call.service)
 
     def _lost(self, call: Call, why: str) -> None:
         """The node that had the request is gone, or lost it: whether it ran is unknown."""
@@ -769,6 +771,11 @@ class RpcServer:
         elif not self._pool.submit(lambda: self._run_waiting(request, method, deadline)):
             self._begun()
             self._refuse(request, _STOPPING, f"node {self._node_id!r} is stopping")
+
+    def redirect(self, request: Request) -> None:
+        """Do not run a request, and ask its caller to send it to this node alone."""
+        if request.id:
+            self._send(instance_address(request.instance), Failure(request.id, _DIRECTLY, "send it directly"))
 
     def probed(self, probe: Probe, sender: Sender | None = None) -> None:
         """Say whether a request is here."""

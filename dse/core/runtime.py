@@ -10,11 +10,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dse.core.controlbus import ControlBus
-from dse.core.figures import FIGURES, MOST_TABLES
+from dse.core.effects import Send
+from dse.core.figures import FIGURES, MOST_TABLES, Traffic
 from dse.core.guard import DENIALS, Guard
 from dse.core.info import DataServiceInfo
 from dse.core.inline import InlineRuns
@@ -32,6 +34,8 @@ from dse.core.messages import (
     Clash,
     Failure,
     ForeignVersion,
+    Greet,
+    Greeted,
     Heartbeat,
     Leave,
     Message,
@@ -43,6 +47,7 @@ from dse.core.messages import (
     Renew,
     Reply,
     Request,
+    SealedFrame,
     SnapshotBegin,
     SnapshotChunk,
     SnapshotCredit,
@@ -53,6 +58,7 @@ from dse.core.messages import (
     broadcast_address,
     decode,
     service_address,
+    speaks_for,
 )
 from dse.core.methods import Method
 from dse.core.permissions import Permissions
@@ -68,6 +74,7 @@ from dse.core.wire import Wire
 from dse.errors import DseError, NodeLost, NoSuchTable
 
 if TYPE_CHECKING:
+    from dse.core.gate import Gate
     from dse.core.node import Node
     from dse.core.service import _Host
 
@@ -83,7 +90,7 @@ UNLISTEN_PATIENCE = 1.0
 OFFER_PATIENCE = 60.0
 """Seconds after which a start gives up on a broker that does not answer."""
 _LOG_EVERY = 60.0  # seconds between two log lines about bad frames
-_ANSWERED = frozenset((Request, SyncRequest))  # who may not join is told so, where it waits for an answer
+_ANSWERED = frozenset((Request, SyncRequest, Greet, Greeted))  # who may not join is told so, where it waits for that
 
 
 class Runtime:
@@ -104,10 +111,15 @@ class Runtime:
         self.instance = f"{node.node_id}/{engine.unique()}"
         self.timers, self.pool, self.workers, self.loop = engine.timers, engine.pool, engine.workers, engine.loop
         self.control = engine.queue()
-        self.transport = node._driver(node.url, bus=node.bus, events=self)
+        self.traffic = self._traffic = Traffic()
+        self.gate = self._make_gate()
+        self.transport = node._driver(node.url, bus=node.bus, events=self.gate or self)
         self.reports_undeliverable = self.transport.capabilities.undeliverable
-        self.wire = Wire(self.transport, self.instance, engine.queue(), self._dispatch)
-        self._traffic = self.wire.traffic
+        self.wire = Wire(self.transport, self.instance, engine.queue(), self._dispatch, self._traffic)
+        overhead = _OVERHEAD
+        if self.gate is not None:
+            self.wire.seal, self.wire.sender = self.gate.sealer.seal, self.gate.sealer.sender
+            overhead += self.gate.sealer.overhead
         self.listeners = Listeners(self.transport)
         self.guard = Guard(node.node_id, node._rules, node.counters, self.timers.now)
         machine = Membership(
@@ -124,7 +136,7 @@ class Runtime:
             lambda: self.hub.renew(),
             self.guard,
         )
-        largest = min(_LARGEST_CHANGE, self.transport.capabilities.max_frame - _OVERHEAD)
+        largest = min(_LARGEST_CHANGE, self.transport.capabilities.max_frame - overhead)
         sizes = Sizes(largest)
         self.publisher = Publisher(
             self.wire, self.timers, self.control, sizes, engine.unique, self._subscribers_changed, self.guard
@@ -159,6 +171,16 @@ class Runtime:
         self.server.builtins = {FIGURES: lambda request: self.server.reply(request, self.figures())}
         self._started = self.timers.now()
         self._handlers = self._make_handlers()
+
+    def _make_gate(self) -> Gate | None:
+        """Return what opens sealed frames, on a bus with keys."""
+        if not self.node._keys:
+            return None
+        from dse.core.gate import Gate
+        from dse.core.seal import KeyRing
+
+        ring = KeyRing(self.node._keys, self.node.bus)
+        return Gate(ring, ring.sealer(self.instance), self, self.timers, self.control)
 
     # Life
 
@@ -305,6 +327,22 @@ class Runtime:
             "tables": tables,
         }
 
+    # What the gate needs (`dse.core.gate.Inside`)
+
+    @property
+    def counters(self) -> Counter[str]:
+        return self.node.counters
+
+    @property
+    def node_id(self) -> str:
+        return self.node.node_id
+
+    def carry_out(self, sends: Sequence[Send]) -> None:
+        self.wire.carry_out(sends)
+
+    def live(self) -> int:
+        return len(self.control_bus.members)
+
     # What the parts need of each other
 
     def _own_infos(self) -> list[DataServiceInfo]:
@@ -358,24 +396,51 @@ class Runtime:
         self._traffic.messages_in += 1
         self.take(address, frame, None)
 
-    def take(self, address: Address, frame: bytes, sender: Sender | None) -> None:
-        """Take a frame that is not sealed, or not any more: `sender` is who had sealed it."""
+    def take(self, address: Address, frame: bytes, sender: Sender | None, *, inline: bool = True) -> None:
+        """Take a frame that is not sealed, or not any more: `sender` is who had sealed it.
+
+        inline: the calling thread is one that receives, and may be relieved.
+        """
         try:
             message = decode(frame)
         except BadFrame as error:
             self._bad_frame(address, frame, error)
             return
         kind = type(message)
-        if self.guard.rules is not None and kind not in _ANSWERED and not self.guard.joins(sender):
+        if sender is not None and not self._is_believed(address, frame, message, sender):
             return
         if kind is Request:
-            self.server.requested(message, sender, inline=self._inline and not leads())  # type: ignore[arg-type]
+            inline = inline and self._inline and not leads()
+            self.server.requested(message, sender, inline=inline)  # type: ignore[arg-type]
         elif kind is Reply:
             self.client.replied(message, sender)  # type: ignore[arg-type]
         else:
             self._dispatch(address, message, sender)
 
+    def _is_believed(self, address: Address, frame: bytes, message: Message, sender: Sender) -> bool:
+        """Whether an opened frame is to be handled.
+
+        It says who sent it, is of somebody who may be on the bus, and is nothing that others may run too.
+        """
+        if not speaks_for(message, sender.node_id, sender.instance):
+            assert self.gate is not None
+            why = f"{sender.instance!a} speaks for somebody else in a {type(message).__name__}"
+            self.gate.refuse("impostor", address, frame, why)
+            return False
+        if self.guard.rules is not None and type(message) not in _ANSWERED and not self.guard.joins(sender):
+            return False
+        if address.delivery is Delivery.ANYCAST:
+            # Shown to another replica, it would run there as well: the caller is to send it to this one alone.
+            if isinstance(message, Request):
+                self.server.redirect(message)
+            return False
+        return True
+
     def undeliverable(self, address: Address, frame: bytes) -> None:
+        self.undelivered(address, frame)
+
+    def undelivered(self, address: Address, frame: bytes) -> None:
+        """Learn that a frame of this node, which is not sealed or not any more, found nobody."""
         self.node.counters["undeliverable"] += 1
         try:
             message = decode(frame)
@@ -427,6 +492,13 @@ class Runtime:
             Unsubscribe: lambda _, m, sender: publisher.unsubscribed(m, sender),
             Renew: lambda _, m, sender: publisher.renewed(m, sender),
         }
+        gate = self.gate
+        handlers[Greet] = lambda _, m, sender: (
+            gate.greet(m, sender) if gate is not None and sender is not None else None
+        )
+        handlers[Greeted] = lambda _, m, sender: (
+            gate.greeted(m, sender) if gate is not None and sender is not None else None
+        )
         control = (Heartbeat, Leave, Clash, Catalogue, CatalogueRequest)
         handlers |= dict.fromkeys(control, lambda _, m, sender: bus.heard(m, sender))
         answers = (CatchUp, SnapshotBegin, SnapshotChunk, PlainChunk, NoTable)
@@ -441,6 +513,9 @@ class Runtime:
 
     def _bad_frame(self, address: Address, frame: bytes, error: BadFrame) -> None:
         kind = "foreign_frames" if isinstance(error, ForeignVersion) else "bad_frames"
+        if isinstance(error, SealedFrame):
+            kind = "untrusted_sealed"
+            self.node.counters["untrusted_frames"] += 1
         self.node.counters[kind] += 1
         now = time.monotonic()
         if now - self._bad_logged >= _LOG_EVERY:

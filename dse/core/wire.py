@@ -31,9 +31,10 @@ class Wire:
         instance: str,
         loopback: SerialQueue,
         dispatch: Callable[[Address, Message, Sender | None], None],
+        traffic: Traffic,
     ) -> None:
         self.transport = transport
-        self.traffic = Traffic()
+        self.traffic = traffic
         self.instance = instance
         self.own_address = instance_address(instance)
         self._own_name = self.own_address.name
@@ -41,6 +42,8 @@ class Wire:
         self._dispatch = dispatch
         self.sender: Sender | None = None
         """This node, to its own handlers; None without keys."""
+        self.seal: Callable[[Address, bytes], bytes] | None = None
+        """What seals a frame; None without keys."""
         self.before_send: Callable[[], None] = _nothing
         """Called before a message is sent, so that what is held back is not overtaken by it."""
 
@@ -72,7 +75,7 @@ class Wire:
         if address.name == self._own_name and address.delivery is Delivery.DIRECT:
             self.loop_back(address, frame)
         else:
-            self.transport.send(address, frame, ttl=ttl)
+            self.transport.send(address, frame if self.seal is None else self.seal(address, frame), ttl=ttl)
             self.traffic.messages_out += 1
 
 

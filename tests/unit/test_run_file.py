@@ -330,7 +330,7 @@ columns = { a = "integer" }
                 '[services.x]\nplugin = "gone"',
                 "3: services.x.plugin: the service plugin 'gone' cannot be loaded: SystemExit: 3",
             ),
-            ("keys = []", "2: keys: keys: this release cannot seal frames yet; leave keys out"),
+            ("keys = []", "2: keys: keys: there is none; leave keys out for a bus without"),
             ("workers = 0", "2: workers: workers and max_pending are at least 1"),
         ],
     )

@@ -28,7 +28,15 @@ from dse.testing.contract.bus_network import network, peer_pool  # noqa: E402
 from dse.testing.contract.bus_outage import TestBusClean, TestBusOutage  # noqa: E402
 from dse.testing.contract.bus_rpc import TestCalls, TestLoad, TestLostCallee  # noqa: E402
 from dse.testing.contract.bus_tables import TestReplicas, TestTableChanges  # noqa: E402
-from dse.testing.contract.fixtures import bus, connect, failing, start_peer, transport_class  # noqa: E402
+from dse.testing.contract.fixtures import (  # noqa: E402
+    bus,
+    connect,
+    failing,
+    keys,
+    pytest_generate_tests,
+    start_peer,
+    transport_class,
+)
 from dse.testing.contract.spi_clean import TestClean  # noqa: E402
 from dse.testing.contract.spi_delivery import TestAtMostOnce, TestDelivery, TestOrder  # noqa: E402
 from dse.testing.contract.spi_names import TestIsolation, TestSize  # noqa: E402
@@ -66,8 +74,10 @@ __all__ = [
     "bus",
     "connect",
     "failing",
+    "keys",
     "network",
     "peer_pool",
+    "pytest_generate_tests",
     "start_peer",
     "transport_class",
 ]

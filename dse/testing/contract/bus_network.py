@@ -89,9 +89,12 @@ class Network:
     options: for every node, unless it says otherwise; `url_options` are added to the URL.
     """
 
-    def __init__(self, broker: Broker, driver: type[Transport], bus: str, pool: PeerPool) -> None:
+    def __init__(
+        self, broker: Broker, driver: type[Transport], bus: str, pool: PeerPool, keys: list[str] | None = None
+    ) -> None:
         self.broker = broker
         self.bus = bus
+        self.keys = keys
         self._driver = driver
         self._pool = pool
         self._lock = threading.Lock()  # protects _nodes and _peers
@@ -114,6 +117,7 @@ class Network:
             "node_id": _name("here"),
             "heartbeat_interval": 0.5,
             "node_endpoints": [Endpoint()],
+            "keys": self.keys,
         }
         options = usual | options
         node = make_node(self._driver, self.url, options.pop("bus", self.bus), kinds, **options)
@@ -129,7 +133,7 @@ class Network:
 
     def observer(self, **options: Any) -> Observer:
         """Start an observer in this process."""
-        observer = Observer(self.url, bus=self.bus, **options)
+        observer = Observer(self.url, bus=self.bus, keys=self.keys, **options)
         observer._driver = self._driver
         with self._lock:
             self._nodes.append(observer)
@@ -138,7 +142,7 @@ class Network:
 
     def far(self, services: Mapping[str, type[DataService]], **options: Any) -> Far:
         """Start a node in another process."""
-        usual: dict[str, Any] = {"node_id": _name("far"), "heartbeat_interval": 0.5}
+        usual: dict[str, Any] = {"node_id": _name("far"), "heartbeat_interval": 0.5, "keys": self.keys}
         options = usual | options
         with self._lock:
             peer = self._pool.take(self._driver) if self.broker.multiprocess else LocalPeer(self._driver)
@@ -193,10 +197,12 @@ def peer_pool() -> Iterator[PeerPool]:
 
 
 @pytest.fixture
-def network(broker: Broker, transport_class: type[Transport], bus: str, peer_pool: PeerPool) -> Iterator[Network]:
+def network(
+    broker: Broker, transport_class: type[Transport], bus: str, peer_pool: PeerPool, keys: list[str] | None
+) -> Iterator[Network]:
     """The test's nodes, all on its own bus; stopped at the end, and none of their threads may be left."""
     before = Counter(node_threads())
-    network = Network(broker, transport_class, bus, peer_pool)
+    network = Network(broker, transport_class, bus, peer_pool, keys)
     yield network
     network.close()
     eventually(lambda: not Counter(node_threads()) - before, f"the threads end: {node_threads()}", 5.0)

@@ -5,6 +5,7 @@ A driver's test file gives the fixture ``broker``; it may replace ``transport_cl
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 import uuid
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, Self, TypeVar
 
 import pytest
 
+from dse.core.keys import new_key
 from dse.core.plugins import load_transport
 from dse.core.transport import Delivery, Transport
 from dse.core.url import TransportUrl
@@ -35,7 +37,9 @@ __all__ = [
     "connect",
     "each_delivery",
     "failing",
+    "keys",
     "needs",
+    "pytest_generate_tests",
     "start_peer",
     "transport_class",
     "within",
@@ -44,6 +48,8 @@ __all__ = [
 DIRECT, ANYCAST, FANOUT = Delivery.DIRECT, Delivery.ANYCAST, Delivery.FANOUT
 DELIVERIES = tuple(Delivery)
 each_delivery = pytest.mark.parametrize("delivery", DELIVERIES, ids=lambda delivery: delivery.value)
+
+_KEYED = {"no": [False], "yes": [True], "both": [False, True]}
 
 _Test = TypeVar("_Test", bound=Callable[..., object])
 
@@ -120,6 +126,24 @@ def transport_class(broker: Broker) -> type[Transport]:
 def bus() -> str:
     """A bus of the test's own."""
     return f"contract-{uuid.uuid4().hex[:12]}"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run the tests of whole buses on buses without keys and with; ``DSE_TEST_KEYS`` is ``no``, ``yes`` or ``both``."""
+    if "keys" in metafunc.fixturenames:
+        wanted = os.environ.get("DSE_TEST_KEYS") or "both"
+        if wanted not in _KEYED:
+            raise pytest.UsageError(f"DSE_TEST_KEYS is one of {', '.join(_KEYED)}, not {wanted!r}")
+        metafunc.parametrize("keys", _KEYED[wanted], ids=lambda keys: "keys" if keys else "no-keys", indirect=True)
+
+
+@pytest.fixture
+def keys(request: pytest.FixtureRequest) -> list[str] | None:
+    """The keys of the test's bus, if it has any."""
+    if not request.param:
+        return None
+    pytest.importorskip("cryptography", reason="keys need the extra 'security'")
+    return [new_key("contract")]
 
 
 @pytest.fixture

@@ -1,0 +1,398 @@
+"""What stands between the transport and a node with keys: it opens frames, and hands on what is to be believed.
+
+Whatever is not is counted by its reason and dropped before it is decoded; the log says so once a minute for each
+reason. `seal` says what a frame is, `admission` whose word counts; here are their locks, counters and timers.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from typing import Protocol
+
+from dse.core.admission import TIMELY, Admission, Held, Window
+from dse.core.effects import Send
+from dse.core.figures import Traffic
+from dse.core.messages import SEALED, Greet, Greeted, instance_address
+from dse.core.seal import BadSeal, KeyRing, Opener, Sealer, UnknownKey, clock, read_head
+from dse.core.sender import Sender
+from dse.core.threads import SerialQueue, Timers
+from dse.core.transport import Address, ConnectionState, Delivery
+
+__all__ = ["Gate", "Inside"]
+
+_log = logging.getLogger("dse.node")
+
+_LOG_EVERY = 60.0  # seconds between two log lines of one reason
+_SWEEP_EVERY = 10.0
+FORGET_AFTER = 900.0  # seconds of silence after which of a sender only its last number is remembered
+MOST_GONE = 100_000  # senders of which that is remembered
+_GREETINGS: tuple[object, ...] = tuple(kind.__struct_config__.tag for kind in (Greet, Greeted))
+
+
+class Inside(Protocol):
+    """What a gate needs of the node behind it."""
+
+    traffic: Traffic
+
+    @property
+    def counters(self) -> Counter[str]:
+        """Return what the node counts."""
+
+    @property
+    def node_id(self) -> str: ...
+
+    def take(self, address: Address, frame: bytes, sender: Sender, *, inline: bool) -> None:
+        """Take a frame that was opened. inline: the calling thread is one that receives."""
+
+    def undelivered(self, address: Address, frame: bytes) -> None:
+        """Learn that a frame of this node, opened, found nobody."""
+
+    def state_changed(self, state: ConnectionState) -> None:
+        """Learn how the connection is."""
+
+    def carry_out(self, sends: Sequence[Send]) -> None:
+        """Send; never raises."""
+
+    def live(self) -> int:
+        """Return how many nodes are on the bus, as far as is known."""
+
+
+class _Place:
+    """What one sender sends to one address."""
+
+    __slots__ = ("bound", "delivery", "gone", "own", "window")
+
+    def __init__(self, opener: Opener, address: Address, floor: int) -> None:
+        self.bound = opener.bound(address)
+        self.delivery = address.delivery
+        # The address of a table names who publishes it: nobody else speaks there.
+        self.own = address.delivery is not Delivery.FANOUT or (
+            not address.name.startswith("table/") or address.name.startswith(f"table/{opener.sender.instance}/")
+        )
+        self.window = Window(floor)
+        self.gone = False  # swept away: another one counts
+
+
+class _Peer:
+    """A sender whose seal was good. Lock: `lock` protects all that changes, and the windows in `places`.
+
+    proof: only what was sent to all with a greater number counts; None before there is any. final: by its own answer.
+    holding: what it sends to all waits. swept: the greatest number of places that are forgotten. gone: it is forgotten
+    itself. idle: sweeps since anything came.
+    """
+
+    __slots__ = ("final", "gone", "holding", "idle", "lock", "opener", "places", "proof", "sender", "swept")
+
+    def __init__(self, opener: Opener, swept: int) -> None:
+        self.opener = opener
+        self.sender = opener.sender
+        self.lock = threading.Lock()
+        self.places: dict[Address, _Place] = {}
+        self.swept = swept
+        self.proof: int | None = None
+        self.final = False
+        self.holding = False
+        self.gone = False
+        self.idle = 0
+
+    def add_place(self, address: Address) -> _Place:
+        with self.lock:
+            return self.place(address)
+
+    def place(self, address: Address) -> _Place:
+        """Return what is known of an address (the lock is held)."""
+        place = self.places.get(address)
+        if place is None:
+            place = self.places[address] = _Place(self.opener, address, self.swept)
+        return place
+
+
+class Gate:
+    """The `TransportEvents` of a node with keys.
+
+    Lock: ``_lock`` protects ``_peers``, ``_instances``, ``_gone``, ``_forgot`` and ``_admission``. It may be taken
+    while a peer's lock is held, never the other way round.
+    """
+
+    def __init__(self, ring: KeyRing, sealer: Sealer, inside: Inside, timers: Timers, control: SerialQueue) -> None:
+        self._ring = ring
+        self.sealer = sealer
+        self._inside = inside
+        self._traffic = inside.traffic
+        self._timers = timers
+        self._control = control
+        self._born = clock()
+        self._lock = threading.Lock()
+        self._admission = Admission()
+        self._timer = timers.timer(lambda: control.put(self._tick))
+        self._sweeper = timers.timer(lambda: control.put(self._sweep))
+        self._peers: dict[bytes, _Peer] = {}  # by head
+        self._instances: dict[str, _Peer] = {}
+        self._gone: dict[str, int] = {}  # instance -> its greatest number, of those not heard for long
+        self._forgot = False  # of some not even that: they prove themselves by answering a greeting alone
+        self._logged: dict[str, float] = {}
+        me = _Peer(sealer.opener, 0)
+        me.proof, me.final = 0, True
+        self._me = me
+        self._peers[me.opener.head] = self._instances[me.sender.instance] = me
+        timers.set(self._sweeper, timers.now() + _SWEEP_EVERY)
+
+    # What the transport tells (`dse.core.transport.TransportEvents`)
+
+    def received(self, address: Address, frame: bytes) -> None:
+        self._traffic.messages_in += 1
+        self._receive(address, frame)
+
+    def undeliverable(self, address: Address, frame: bytes) -> None:
+        try:
+            if read_head(frame) != self._me.opener.head:
+                return
+            _, _, content = self._me.opener.open(self._me.opener.bound(address), frame)
+        except BadSeal:
+            return
+        if content[3] == _GREETINGS[0] and address.delivery is Delivery.DIRECT:
+            instance = address.name.removeprefix("node/")
+            with self._lock:
+                held = self._admission.unreachable(self._timers.now(), instance)
+            self._silent(instance, held, "it is not on the bus (any more): a recording, or it just left")
+        else:
+            self._inside.undelivered(address, content)
+
+    def state_changed(self, state: ConnectionState) -> None:
+        self._inside.state_changed(state)
+
+    # Opening
+
+    def _receive(self, address: Address, frame: bytes) -> None:
+        try:
+            if frame[0] != SEALED:
+                self.refuse("unsealed", address, frame, "it is not sealed: whoever sent it has no keys")
+                return
+            head = frame[: frame[1] << 8 | frame[2]]
+            peer = self._peers.get(head)
+            if peer is None:
+                peer = self._meet(address, frame)
+            place = peer.places.get(address)
+            if place is None:
+                place = peer.add_place(address)
+            number, stamp, content = peer.opener.open(place.bound, frame)
+        except IndexError:
+            self.refuse("bad_seal", address, frame, f"{len(frame)} bytes are no sealed frame")
+            return
+        except UnknownKey as error:
+            self.refuse("unknown_key", address, frame, f"{error}; this node has: {', '.join(self._ring.ids)}")
+            return
+        except BadSeal as error:
+            self.refuse("bad_seal", address, frame, f"{error}: forged, damaged, or sealed with other bytes of that id")
+            return
+        if not place.own:
+            self.refuse("impostor", address, frame, f"{peer.sender.instance!a} does not publish that table")
+            return
+        held = False
+        with peer.lock:
+            again = peer.gone or place.gone
+            if not again:
+                delivery = place.delivery
+                if delivery is Delivery.DIRECT and peer.proof is None:
+                    held = not self._proved(peer, number, content)
+                elif delivery is Delivery.FANOUT and (peer.holding or (proof := peer.proof) is None or number <= proof):
+                    held = True
+                fresh = self._hold(peer, address, number, stamp, content) if held else place.window.take(number)
+        if again:
+            self._receive(address, frame)  # swept away at this moment: it is met anew
+        elif held:
+            self._send_greetings()
+            if not fresh:
+                if peer.final:
+                    self.refuse("replayed", address, frame, "it is older than this node's life: a recording")
+                else:
+                    self._part(peer)
+                    why = f"{peer.sender.instance!a} has not proved that it lives"
+                    self.refuse("stranger", address, frame, why)
+        elif fresh:
+            self._inside.take(address, content, peer.sender, inline=True)
+        else:
+            self.refuse("replayed", address, frame, "it came before, or long after others of its sender")
+
+    def _meet(self, address: Address, frame: bytes) -> _Peer:
+        """Return the peer with a new head, kept if its seal is good. Raises `UnknownKey` and `BadSeal`."""
+        opener = self._ring.opener(read_head(frame))
+        opener.open(opener.bound(address), frame)
+        instance = opener.sender.instance
+        with self._lock:
+            known = self._instances.get(instance)
+            if known is not None and known.opener.head != opener.head:
+                if known.proof is not None:
+                    raise BadSeal(f"{instance!a} seals with the key {known.sender.key_id!r}, not with this one")
+                del self._peers[known.opener.head]
+                known = None
+            if known is None:
+                known = _Peer(opener, self._gone.get(instance, 0))
+            self._peers[opener.head] = self._instances[instance] = known
+        return known
+
+    def _proved(self, peer: _Peer, number: int, content: bytes) -> bool:
+        """A first frame to this node alone came (the peer's lock is held): say whether it may be taken."""
+        if self._forgot and peer.swept == 0:
+            return content[3] in _GREETINGS  # it may be from before it was forgotten; its answer to a greeting is not
+        if number > peer.swept:
+            peer.proof = number
+        return True
+
+    def _hold(self, peer: _Peer, address: Address, number: int, stamp: int, content: bytes) -> bool:
+        """Let a frame wait until its sender is proved (the peer's lock is held); return False when it is dropped."""
+        if peer.final and not peer.holding:
+            return False
+        timely = abs(self.sealer.wall() - stamp) <= TIMELY
+        with self._lock:
+            held = self._admission.hold(
+                self._timers.now(),
+                peer.sender.instance,
+                Held(address, number, content),
+                timely,
+                self._inside.live(),
+            )
+            wakeup = self._admission.wakeup
+        if held:
+            peer.holding = True
+            if wakeup < self._timer.queued_at:
+                self._timers.set(self._timer, wakeup)
+        return held
+
+    def _part(self, peer: _Peer) -> None:
+        """Forget somebody who is not proved, and of whom nothing is held."""
+        with peer.lock:
+            if peer.proof is None and not peer.holding and not peer.gone:
+                self._forget(peer)
+
+    def _forget(self, peer: _Peer) -> None:
+        """Let go of a peer (its lock is held); of one whose frames were taken, its greatest number stays."""
+        peer.gone = True
+        with self._lock:
+            self._peers.pop(peer.opener.head, None)
+            if self._instances.get(peer.sender.instance) is peer:
+                del self._instances[peer.sender.instance]
+            if peer.proof is not None:
+                self._gone.pop(peer.sender.instance, None)
+                self._gone[peer.sender.instance] = peer.swept
+                while len(self._gone) > MOST_GONE:
+                    del self._gone[next(iter(self._gone))]
+                    self._forgot = True
+
+    # Greetings
+
+    def greeted(self, message: Greeted, sender: Sender) -> None:
+        """Somebody proves from which number on its frames are of this node's life."""
+        with self._lock:
+            answers = self._admission.answers(sender.instance, message.token)
+            peer = self._instances.get(sender.instance)
+        if not answers or peer is None:
+            return
+        with peer.lock:
+            floor = max(0, message.floor)
+            peer.proof = max(peer.swept, floor if peer.proof is None else min(floor, peer.proof))
+            peer.final = True
+        self._hand_on(peer)
+
+    def greet(self, message: Greet, sender: Sender) -> None:
+        """Somebody asks what of this node's frames is of its own life."""
+        age = message.age if 0 <= message.age < 1e12 else 0.0
+        floor = self.sealer.number_at(clock() - age)
+        answer = Send(instance_address(sender.instance), Greeted(self._me.sender.instance, message.token, floor))
+        self._control.put(lambda: self._inside.carry_out([answer]))
+
+    def _hand_on(self, peer: _Peer) -> None:
+        """Take what was held of a peer, in order, until nothing is."""
+        while True:
+            with peer.lock:
+                with self._lock:
+                    held = self._admission.take(peer.sender.instance)
+                if not held:
+                    peer.holding = False
+                    return
+            self._take_held(peer, held)
+
+    def _take_held(self, peer: _Peer, held: Sequence[Held], *, inline: bool = True) -> None:
+        for each in held:
+            with peer.lock:
+                place = peer.place(each.address)
+                counts = each.address.delivery is not Delivery.FANOUT or (
+                    peer.proof is not None and each.number > peer.proof
+                )
+                fresh = counts and place.window.take(each.number)
+            if fresh:
+                self._inside.take(each.address, each.content, peer.sender, inline=inline)
+            else:
+                why = "it came before" if counts else "it is older than this node's life: a recording"
+                self.refuse("replayed", each.address, each.content, why)
+
+    def _send_greetings(self) -> None:
+        if self._admission.to_greet:
+            self._control.put(self._greet)
+
+    def _greet(self) -> None:
+        with self._lock:
+            greetings, self._admission.to_greet = self._admission.to_greet, []
+        me, age = self._me.sender.instance, clock() - self._born
+        self._inside.carry_out(
+            [Send(instance_address(instance), Greet(me, age, token), ttl=5.0) for instance, token in greetings]
+        )
+
+    def _tick(self) -> None:
+        with self._lock:
+            silent = self._admission.tick(self._timers.now())
+            wakeup = self._admission.wakeup
+        self._timers.set(self._timer, wakeup)
+        for instance, held in silent.items():
+            self._silent(instance, held, "it did not answer: a recording, or it died, or is slow")
+        self._greet()
+
+    def _silent(self, instance: str, held: Sequence[Held], why: str) -> None:
+        """Somebody did not answer the greeting: what was held of it counts as far as it is proved otherwise."""
+        peer = self._instances.get(instance)
+        if peer is None:
+            return
+        with peer.lock:
+            peer.holding = False
+            proved = peer.proof is not None
+        if proved:
+            self._take_held(peer, held, inline=False)
+            return
+        self._part(peer)
+        for each in held:
+            self.refuse("stranger", each.address, each.content, f"{instance!a} spoke, and {why}")
+
+    def _sweep(self) -> None:
+        """Forget numbers of a while ago, and senders of long ago."""
+        now = self._timers.now()
+        self._timers.set(self._sweeper, now + _SWEEP_EVERY)
+        with self._lock:
+            peers = list(self._peers.values())
+        for peer in peers:
+            with peer.lock:
+                for address, place in list(peer.places.items()):
+                    if place.window.sweep():
+                        peer.swept = max(peer.swept, place.window.floor)
+                        place.gone = True
+                        del peer.places[address]
+                peer.idle = 0 if peer.places or peer.holding else peer.idle + 1
+                patience = FORGET_AFTER if peer.proof is not None else 0.0
+                if peer.idle * _SWEEP_EVERY > patience and peer is not self._me and not peer.gone:
+                    self._forget(peer)
+
+    # What is dropped
+
+    def refuse(self, reason: str, address: Address, frame: bytes, why: str) -> None:
+        """Count a frame that is dropped, and say so in the log once a minute."""
+        counters = self._inside.counters
+        counters["untrusted_frames"] += 1
+        counters[f"untrusted_{reason}"] += 1
+        now = self._timers.now()
+        if now >= self._logged.get(reason, 0.0):
+            self._logged[reason] = now + _LOG_EVERY
+            _log.warning("node %r: dropped a frame of %d bytes to %s: %s (%d such since the start)",
+                         self._inside.node_id, len(frame), address.name, why,
+                         counters[f"untrusted_{reason}"])  # fmt: skip
