@@ -122,6 +122,7 @@ class Node:
                 return
             self._clash = None
             runtime = self._runtime = self._make_runtime()
+        self._warn_of_keys()
         try:
             runtime.open()
             if not runtime.control_bus.wait_joined(JOIN_PATIENCE + self.url_timeout()):
@@ -238,6 +239,7 @@ class Node:
             if rules == self._rules:
                 return
             self._rules, runtime = rules, self._runtime
+        self._warn_of_keys()
         if runtime is not None and not runtime.closing:
             runtime.permissions_changed(rules)
 
@@ -248,6 +250,17 @@ class Node:
     def require_publish(self, service_id: str, tables: Iterable[str] = ()) -> None:
         """Raise `Untrusted` when the node's own permissions deny it a service, or a table of it."""
         require_own(self._rules, self.node_id, self._key_id, service_id, tables)
+
+    def _warn_of_keys(self) -> None:
+        """Say which rules can never apply: what is sealed with a key that this node has not, it cannot open."""
+        unheld = self._rules.unheld_keys(self.key_ids) if self._rules is not None else []
+        if unheld:
+            named = ", ".join(f"permissions[{index}] ({key_id})" for index, key_id in unheld[:10])
+            more = f" and {len(unheld) - 10} more" if len(unheld) > 10 else ""
+            _log.warning(
+                "node %r: rules name keys that it has not, and so cannot apply: %s%s; it has: %s",
+                self.node_id, named, more, ", ".join(self.key_ids),
+            )  # fmt: skip
 
     def _read_rules(self, permissions: Sequence[Permission] | None) -> Permissions | None:
         if permissions is None:
