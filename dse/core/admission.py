@@ -19,7 +19,10 @@ Rules:
    clock is right, nor a node whose clock is wrong from being greeted in the end.
 5. On a bus of more than `AT_ONCE` nodes each greets at a random time within as many seconds as keep the greetings
    that a new node gets within `GREETINGS_PER_SECOND`.
-6. What is held is bounded for each stranger and in all; what does not fit is dropped.
+6. Of senders that are silent for long the greatest number is remembered, and nothing else; of very many not even that.
+   Then what a sender that is not known says to this node alone waits as well, and counts only if it was sealed after
+   the greeting came.
+7. What is held is bounded for each stranger and in all; what does not fit is dropped.
 """
 
 from __future__ import annotations

@@ -109,6 +109,12 @@ class _Peer:
             place = self.places[address] = _Place(self.opener, address, self.swept)
         return place
 
+    def forget(self, number: int) -> None:
+        """Take nothing up to a number any more (the lock is held)."""
+        self.swept = max(self.swept, number)
+        for place in self.places.values():
+            place.window.floor = max(place.window.floor, self.swept)
+
 
 class Gate:
     """The `TransportEvents` of a node with keys.
@@ -237,7 +243,7 @@ class Gate:
     def _proved(self, peer: _Peer, number: int, content: bytes) -> bool:
         """A first frame to this node alone came (the peer's lock is held): say whether it may be taken."""
         if self._forgot and peer.swept == 0:
-            return content[3] in _GREETINGS  # it may be from before it was forgotten; its answer to a greeting is not
+            return content[3] in _GREETINGS  # all else may be from before it was forgotten
         if number > peer.swept:
             peer.proof = number
         return True
@@ -292,6 +298,8 @@ class Gate:
         if not answers or peer is None:
             return
         with peer.lock:
+            if peer.proof is None and self._forgot and not peer.swept:
+                peer.forget(message.number)
             floor = max(0, message.floor)
             peer.proof = max(peer.swept, floor if peer.proof is None else min(floor, peer.proof))
             peer.final = True
@@ -300,8 +308,10 @@ class Gate:
     def greet(self, message: Greet, sender: Sender) -> None:
         """Somebody asks what of this node's frames is of its own life."""
         age = message.age if 0 <= message.age < 1e12 else 0.0
-        floor = self.sealer.number_at(clock() - age)
-        answer = Send(instance_address(sender.instance), Greeted(self._me.sender.instance, message.token, floor))
+        floor, number = self.sealer.number_at(clock() - age), self.sealer.number
+        answer = Send(
+            instance_address(sender.instance), Greeted(self._me.sender.instance, message.token, floor, number)
+        )
         self._control.put(lambda: self._inside.carry_out([answer]))
 
     def _hand_on(self, peer: _Peer) -> None:

@@ -331,11 +331,15 @@ class Greet(Struct, array_like=True, tag=40, frozen=True):
 
 
 class Greeted(Struct, array_like=True, tag=41, frozen=True):
-    """What I sealed with a number above `floor` I sealed after the life of whoever sent the greeting began."""
+    """What I sealed with a number above `floor` I sealed after the life of whoever sent the greeting began.
+
+    `number` is that of my latest frame: what has a greater one I sealed after the greeting came.
+    """
 
     instance: Name
     token: int
     floor: int
+    number: int
 
 
 Message = (

@@ -68,6 +68,7 @@ _REMOTE = "RemoteError"
 _ANYBODY = ""  # stands for the bus's choice among the instances that were tried
 _RETRY = 0.1  # seconds until a request that found nobody is sent again, where somebody may come back
 _FIND = 0.5  # seconds that somebody who is not known, or not reached, is waited for: it may just have started
+_ASK_AGAIN = 0.5  # seconds until the bus is asked again who takes a request, then twice that, and so on
 _SETTLE = 5.0  # seconds after an outage in which nodes that live may not be back on the bus yet
 _MAX_TRACEBACK = 20_000
 _MAX_MESSAGE = 20_000
@@ -182,6 +183,8 @@ class _Waiting:
     member: Member | None = None  # who was chosen last, as far as somebody was
     directly: Sender | None = None  # who took the request from the bus, and asked for it to be sent directly
     waits_for = ""  # why it is parked
+    asked_again = 0  # how often the bus was asked who takes it, without an answer
+    parked_until = 0.0
 
     def __init__(
         self,
@@ -216,7 +219,9 @@ class RpcClient:
     A request that cannot have run is sent to another replica. Where there is none, it is parked and tried again: one
     that may be repeated, and any right after an outage, as long as the control bus knows a live node that offers it;
     and any to a node by name, for `_FIND` seconds: that node may have started although word of it is still on its way.
-    So is, on a bus that reports nothing undeliverable, any to a service that no node offers.
+    So is, on a bus that reports nothing undeliverable, any to a service that no node offers. On a bus with keys nobody
+    runs what the bus gave to just anybody, but asks for it to be sent directly; where that question is lost, or taken
+    by somebody who has no business with it, the call is tried again.
 
     Lock: ``_lock`` protects ``_pending``, ``_parked``, ``_retrying`` and ``_settled``.
     """
@@ -381,6 +386,9 @@ class RpcClient:
             if not waiting.idempotent:
                 raise
             self._park(call, "the connection to the broker to come back")
+        else:
+            if anycast and self._wire.sender is not None:
+                self._ask_again_later(call)
 
     def _request(
         self, call_id: int, service: str | None, method: str, args: msgspec.Raw, left: float, anycast: bool
@@ -530,10 +538,20 @@ class RpcClient:
 
     def _retry(self) -> None:
         """Send what is parked."""
+        now = self._timers.now()
         with self._lock:
-            parked, self._parked = self._parked, {}
+            parked = [
+                call
+                for call in self._parked.values()
+                if call.handle.parked_until <= now or call.service in self._control_bus.replicas
+            ]
+            for call in parked:
+                del self._parked[call.id]
             self._retrying = False
-        for call in parked.values():
+            later = bool(self._parked)
+        if later:
+            self._retry_later()
+        for call in parked:
             call.handle.tried.clear()
             call.handle.waits_for = ""
             self._again(call, None)
@@ -581,6 +599,7 @@ class RpcClient:
         # A request under a new number: a late answer to the old one is nobody's.
         fresh = Call(next(self._ids), call.service, call.method, call.started, call.deadline, None, None, call.handle)
         with self._lock:
+            self._parked.pop(call.id, None)
             if self._pending.take(call.id) is None:
                 return
             self._pending.add(fresh)
@@ -608,11 +627,24 @@ class RpcClient:
             self._park(call, "a node that offers it to be back on the bus")
         else:
             return False
+        self._retry_later()
+        return True
+
+    def _retry_later(self) -> None:
         with self._lock:
             first, self._retrying = not self._retrying, True
         if first:
             self._timers.set(self._retry_timer, self._timers.now() + _RETRY)
-        return True
+
+    def _ask_again_later(self, call: Call) -> None:
+        """Try a request again that the bus was asked about, unless somebody answers; meanwhile the call goes on."""
+        waiting: _Waiting = call.handle
+        waiting.parked_until = self._timers.now() + _ASK_AGAIN * (1 << min(waiting.asked_again, 6))
+        waiting.asked_again += 1
+        with self._lock:
+            if call.id in self._pending.calls:
+                self._parked[call.id] = call
+        self._retry_later()
 
     def _is_offered(self, call: Call) -> bool:
         waiting: _Waiting = call.handle
@@ -622,6 +654,7 @@ class RpcClient:
 
     def _park(self, call: Call, waits_for: str) -> None:
         call.handle.waits_for = waits_for
+        call.handle.parked_until = 0.0
         with self._lock:
             if call.id in self._pending.calls:
                 call.instance, call.sent = None, False  # nobody has it, so whoever dies now does not end it

@@ -102,12 +102,12 @@ class KeyRing:
             key_id, instance = head[4 : 4 + length].decode(), head[4 + length :].decode()
         except UnicodeDecodeError:
             raise BadSeal("the head of the frame names nobody") from None
+        node_id, slash, unique = instance.rpartition("/")
+        if not (key_id and node_id and slash and unique):
+            raise BadSeal("the head of the frame names nobody")
         root = self._roots.get(key_id)
         if root is None:
             raise UnknownKey(f"{ascii(instance)[:100]} seals with the key {ascii(key_id)[:70]}")
-        node_id, slash, unique = instance.rpartition("/")
-        if not (node_id and slash and unique):
-            raise BadSeal("the head of the frame names no instance")
         info = b"sender" + _length(self.bus.encode()) + _length(head)
         aead = AESGCM(hmac.digest(root, info + b"\x01", "sha256"))
         return Opener(head, Sender(key_id, node_id, instance), aead, self.bus)
@@ -179,6 +179,11 @@ class Sealer:
             stamp = self._stamp
         nonce = (stamp << 64 | number).to_bytes(NONCE, "big")
         return b"".join((self.opener.head, nonce, self.opener.aead.encrypt(nonce, frame, bound)))
+
+    @property
+    def number(self) -> int:
+        """The number of the latest frame."""
+        return self._number
 
     def number_at(self, when: float) -> int:
         """Return a number such that all frames with a greater one were sealed after `when`, by `clock`."""

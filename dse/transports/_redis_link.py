@@ -46,16 +46,20 @@ class Scripts:
     """Lua scripts on an ANYCAST address: its list is KEYS[1], its presence channel ARGV[1], of the same name.
 
     They are sent whole (EVAL): a forgotten EVALSHA would have to be repeated, behind frames that were sent after it.
+    Whoever puts something else where a list belongs does not stop anything: it is taken away (`clear`).
     """
 
     def __init__(self, *, sharded: bool) -> None:
         absent = f"redis.call('PUBSUB','{'SHARDNUMSUB' if sharded else 'NUMSUB'}',ARGV[1])[2]==0"
         expire = f"redis.call('PEXPIRE',KEYS[1],{LIST_EXPIRY_MS})"
-        self.push = f"if {absent} then return 0 end redis.call('RPUSH',KEYS[1],ARGV[2]) {expire} return 1"
-        self.put_back = f"if {absent} then return 0 end redis.call('LPUSH',KEYS[1],ARGV[2]) {expire} return 1"
+        kind = "local kind=redis.call('TYPE',KEYS[1]).ok"
+        self.clear = f"{kind} if kind~='list' and kind~='none' then redis.call('DEL',KEYS[1]) end "
+        present = f"if {absent} then return 0 end {self.clear}"
+        self.push = f"{present} redis.call('RPUSH',KEYS[1],ARGV[2]) {expire} return 1"
+        self.put_back = f"{present} redis.call('LPUSH',KEYS[1],ARGV[2]) {expire} return 1"
         self.take_rest = (
-            f"if {absent} then local rest=redis.call('LRANGE',KEYS[1],0,-1) redis.call('DEL',KEYS[1]) return rest end "
-            "return {}"
+            f"{self.clear} if {absent} then local rest=redis.call('LRANGE',KEYS[1],0,-1) redis.call('DEL',KEYS[1]) "
+            "return rest end return {}"
         )
 
 
@@ -367,6 +371,7 @@ class Popper:
         offer: Callable[[Address, bytes], bool],
         lost: Callable[[BaseException], None],
     ) -> None:
+        self._url = url
         self.wire = Wire(url, link.wire.endpoint)
         self.threads: tuple[threading.Thread, ...] = ()
         self.wake_key = wake_key
@@ -477,7 +482,15 @@ class Popper:
         if retired:
             self._take_rest(retired)
             return True
-        popped = self._ask("BLPOP", *self._popping, f"{self._heartbeat / 4:.3f}")
+        try:
+            popped = self._ask("BLPOP", *self._popping, f"{self._heartbeat / 4:.3f}")
+        except redis_errors.ResponseError as error:
+            if not str(error).startswith("WRONGTYPE"):
+                raise
+            _log.warning("%s: somebody put something else where a list belongs; it is taken away", self._url)
+            for key in self._popping:
+                self._ask("EVAL", self._scripts.clear, 1, key)
+            popped = None
         with self._state:
             self._popping = ()
             self._state.notify_all()
