@@ -146,6 +146,9 @@ class ControlBus:
             if sender is not None:
                 with self._changed:
                     self._key_ids[message.instance] = sender.key_id
+                    if len(self._key_ids) > 2 * len(machine.peers) + 1000:
+                        self._key_ids = {each: key for each, key in self._key_ids.items() if each in machine.peers}
+                        self._key_ids[message.instance] = sender.key_id
             self._step(machine.catalogue_of, message)
         elif type(message) is CatalogueRequest:
             self._step(machine.catalogue_request, message)

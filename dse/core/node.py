@@ -239,9 +239,11 @@ class Node:
             if rules == self._rules:
                 return
             self._rules, runtime = rules, self._runtime
+            if runtime is not None:
+                runtime.guard.rules = rules
         self._warn_of_keys()
         if runtime is not None and not runtime.closing:
-            runtime.permissions_changed(rules)
+            runtime.permissions_changed()
 
     @property
     def _key_id(self) -> str:

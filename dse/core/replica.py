@@ -131,6 +131,10 @@ class ReplicaMachine:
             self._view = weakref.ref(view)
         return view
 
+    def hears(self, publisher: str) -> bool:
+        """Whether what this instance says concerns the replica: it follows it, or was refused by it."""
+        return publisher == self.publisher or (bool(self.untrusted) and publisher in self._refused)
+
     # Who publishes, and the way there
 
     def publishers(self, now: float, live: Sequence[str]) -> list[Effect]:
@@ -333,7 +337,9 @@ class ReplicaMachine:
         """The publisher does not know the table: wait until somebody says otherwise. Or it refuses it to this node."""
         if message.untrusted and self.publisher is not None:
             if message.request == 0 or (self._asking and message.request == self.request):
-                return self._refused_by(now, self.publisher, message.untrusted)
+                # The text is the peer's, and turns up in logs.
+                why = message.untrusted if message.untrusted.isprintable() else ascii(message.untrusted)
+                return self._refused_by(now, self.publisher, why)
         elif self._asking and message.request == self.request:
             self.unanswered_table = True
             self._patience = ASK_LAST

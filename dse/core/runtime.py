@@ -61,7 +61,6 @@ from dse.core.messages import (
     speaks_for,
 )
 from dse.core.methods import Method
-from dse.core.permissions import Permissions
 from dse.core.receiving import leads
 from dse.core.rpc import RpcClient, RpcServer
 from dse.core.sender import Sender
@@ -284,9 +283,8 @@ class Runtime:
                 f"the service {service_id!r} publishes no table {table!r}; it publishes: {', '.join(known) or 'none'}"
             )
 
-    def permissions_changed(self, rules: Permissions | None) -> None:
-        """Apply other rules, to what is under way as well."""
-        self.guard.rules = rules
+    def permissions_changed(self) -> None:
+        """The guard has other rules: apply them to what is under way as well."""
         self.control_bus.permissions_changed()
         self.publisher.permissions_changed()
         self.hub.published()

@@ -117,6 +117,7 @@ class Publisher:
                 return
             if self._tables.get((table.service_id, table.name)) is table:
                 del self._tables[table.service_id, table.name]
+                self._denied.pop((table.service_id, table.name), None)
         self._timers.cancel(timer)
         table.flush()
         subscribers = table.detach()
@@ -196,8 +197,9 @@ class Publisher:
         table = self._tables.get(key)
         if table is None:
             self._wire.carry_out([Send(instance_address(message.instance), NoTable(message.request))])
-        else:
-            table.sync(message)
+            return
+        table.sync(message)
+        self._look_again(sender, table)
 
     def credited(self, message: SnapshotCredit, sender: Sender | None = None) -> None:
         """A replica has so many chunks: of a snapshot that it was let have."""
@@ -222,8 +224,18 @@ class Publisher:
                 self._refuse(message.instance, NoTable(0, self._refusal(sender, *key), *key))
                 stands = None
             table.renew(message.instance, stands)
+            if stands is not None:
+                self._look_again(sender, table)
 
     # Who may
+
+    def _look_again(self, sender: Sender | None, table: PublishedTable) -> None:
+        """Let go of one that was let in by rules which were replaced meanwhile."""
+        key = (table.service_id, table.name)
+        if sender is not None and not self._guard.may_subscribe(sender, *key):
+            table.drop(sender.instance)
+            self._lets_in(sender, *key)  # counts, and remembers it
+            self._refuse(sender.instance, NoTable(0, self._refusal(sender, *key), *key))
 
     def _lets_in(self, sender: Sender | None, service: str, table: str) -> bool:
         allowed = self._guard.subscribes(sender, service, table)
@@ -259,22 +271,20 @@ class Publisher:
         """Other rules apply: who may not follow a table any more is told so, and who may after all."""
         for table in self._all():
             key = (table.service_id, table.name)
+            subscribers = table.known_subscribers()
             with self._lock:
-                subscribers = table.known_subscribers()
                 gone = [each for each in subscribers if not self._still_subscribes(each, table)]
                 whose = {each: self._asked_by.get(each) for each in gone}
-                denied, self._denied[key] = self._denied.pop(key, {}), {}
+                denied = self._denied.pop(key, {})
+                invited = [each for each in denied.values() if self._guard.may_subscribe(each, *key)]
+                still = {each.instance: each for each in denied.values() if each not in invited}
+                if still and key in self._tables:
+                    self._denied[key] = still
             for instance, sender in whose.items():
                 table.drop(instance)
-                if sender is not None and self._guard.rules is not None:
-                    self._lets_in(sender, *key)  # counts, and remembers it
-                    self._refuse(instance, NoTable(0, self._refusal(sender, *key), *key))
-            for sender in denied.values():
-                if self._guard.may_subscribe(sender, *key):
-                    table.invite(sender.instance)
-                else:
-                    with self._lock:
-                        self._denied[key][sender.instance] = sender
+                self._look_again(sender, table)
+            for sender in invited:
+                table.invite(sender.instance)
 
     def nodes_left(self, instances: Sequence[str]) -> None:
         """Nodes said goodbye, and their subscriptions ended."""
@@ -520,13 +530,12 @@ class ReplicaHub:
             self._step(shared, lambda m, now: ([], m.tip(now, message)))
 
     def _publishes(self, sender: Sender | None, shared: _SharedReplica) -> bool:
-        """Whether it is the publisher that this replica follows, and may publish the table."""
+        """Whether it is the publisher that this replica follows, or one that refused it, and may publish the table."""
         if sender is None and self._guard.rules is None:
             return True
         machine = shared.machine
-        return (sender is None or sender.instance == machine.publisher) and self._guard.publishes(
-            sender, machine.service, machine.table
-        )
+        heard = sender is None or machine.hears(sender.instance)
+        return heard and self._guard.publishes(sender, machine.service, machine.table)
 
     def untrusted(self) -> dict[str, str]:
         """Return the tables that this node may not follow, as ``service.table``, and what the publisher said."""
