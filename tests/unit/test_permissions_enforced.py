@@ -467,6 +467,7 @@ class TestSubscriptions:
         assert [answer.request for answer in answers if answer.untrusted and answer.request] == [1]
         assert {begin.request for begin in forger.of(SnapshotBegin)} == {100}
         assert all(not chunk.rows for chunk in forger.of(SnapshotChunk))
+        assert forger.of(Tip) == [], "not even where the table stands"
         assert count(host, "untrusted_impostor") == 1
         service.secrets.insert([("another",)])
         replica.wait(lambda each: len(each) == 2, DEADLINE)
@@ -474,18 +475,19 @@ class TestSubscriptions:
         forger.transport.close()
 
     def test_a_refused_replica_listens_to_nothing(self, bus: Bus) -> None:
-        bus.node("host", service := Host(), permissions=self.RULES)
+        host = bus.node("host", service := Host(), permissions=self.RULES)
         ops, web = bus.node("ops"), bus.node("web")
         subscribe(ops, "host", "secrets").wait(ReplicaState.LIVE, DEADLINE)
         denied = subscribe(web, "host", "secrets")
         eventually(lambda: denied.error is not None, "it is refused", DEADLINE)
         hub = web.runtime.hub
         eventually(lambda: not hub._by_address, "it listens no more", DEADLINE)
-        before = web.runtime.traffic.messages_out
         for number in range(50):
             service.secrets.insert([(f"secret {number}",)])
         web.call("host", "list")
-        assert web.runtime.traffic.messages_out - before < 10, "no change makes it ask again"
+        hub.renew()
+        web.call("host", "list")
+        assert count(host, "denied_subscriptions") == 1, "no change and no renewal makes it ask again"
 
     def test_with_two_publishers_it_follows_the_one_that_lets_it(self, bus: Bus) -> None:
         rules = self.RULES
@@ -600,11 +602,14 @@ class TestPublishers:
         # As itself, and in the name of the node that publishes it, which a holder of another key can say.
         for forger in (bus.forger("web", "web-x/1"), bus.forger("web", host.runtime.instance + "1")):
             forger.say(ops.runtime.wire.own_address, Tip(epoch, seq + 5, 7, "host", "sockets"))
+            forger.say(ops.runtime.wire.own_address, NoTable(0, "you may not", "host", "sockets"))
             forger.say(where, change)
             forger.transport.close()
         service.sockets.insert([(443,)])
         replica.wait(lambda each: len(each) == 2, DEADLINE)
         assert set(replica) == {(80,), (443,)}
+        ops.call("host", "list")
+        assert (replica.error, replica.state) == (None, ReplicaState.LIVE)
 
     def test_a_catalogue_that_somebody_forges_changes_nothing(self, bus: Bus) -> None:
         bus.node("host", service := Host())
