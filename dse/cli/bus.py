@@ -8,8 +8,10 @@ import contextlib
 import json
 import logging
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 
+from dse.cli.keys import keys_option, read_key_file, words_of_distrust
 from dse.cli.terminal import ended_cleanly
 from dse.cli.text import clean
 from dse.core.observer import Observer
@@ -29,6 +31,9 @@ __all__ = [
 ]
 
 FAILED = 1
+HEARTBEAT = 1.2
+"""Seconds within which a node of a small bus is heard."""
+
 CODES = (
     "exit codes: 0 done; 1 it failed on the way, or what was named is not on the bus; "
     "2 wrong arguments, no broker, or a missing package"
@@ -51,6 +56,7 @@ def bus_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bus", metavar="NAME", default=os.environ.get("DSE_BUS") or "dse", help="the bus (default: $DSE_BUS or dse)"
     )
+    keys_option(parser)
     json_option(parser)
 
 
@@ -72,8 +78,16 @@ def observing(options: argparse.Namespace) -> Iterator[Observer]:
         raise ConfigError("which broker? Say --transport URL, or set DSE_TRANSPORT")
     if TransportUrl.parse(options.transport).driver == "fake":
         raise InvalidUrl("fake:// is the bus within one process: there is nothing on it to see from here")
-    with quiet_log(), ended_cleanly(), Observer(options.transport, bus=options.bus) as observer:
-        yield observer
+    keys = read_key_file(options.keys)
+    with quiet_log(), ended_cleanly(), Observer(options.transport, bus=options.bus, keys=keys) as observer:
+        try:
+            yield observer
+        finally:
+            if not observer.status().peers:
+                observer.distrusted.wait(HEARTBEAT)  # somebody may be there who is not understood
+            said = words_of_distrust(observer.counters, keyed=keys is not None)
+            if said:
+                print(clean(f"dse {options.command}: {said}"), file=sys.stderr)
 
 
 def positive(text: str) -> float:

@@ -21,8 +21,11 @@ from dataclasses import dataclass
 
 from dse.cli.bus import quiet_log
 from dse.cli.doctor import advice
+from dse.cli.keys import read_key_file
 from dse.cli.progress import Bar, progress
 from dse.cli.text import clean
+from dse.core.figures import FIGURES
+from dse.core.node import Node
 from dse.core.plugins import load_transport
 from dse.core.transport import Address, ConnectionState, Delivery, Transport
 from dse.core.url import TransportUrl
@@ -114,8 +117,10 @@ class _Ear:
 
 
 class _Check:
-    def __init__(self, url: TransportUrl, on_progress: Bar) -> None:
+    def __init__(self, url: TransportUrl, on_progress: Bar, keys: list[str] | None) -> None:
         self._on_progress = on_progress
+        self._keys = keys
+        self._url = url
         driver = load_transport(url)
         bus = new_bus()
         self.ears = (_Ear(), _Ear())
@@ -151,6 +156,7 @@ class _Check:
                 ("many threads, and a handler that raises", self._threads),
                 ("nothing is left once it is closed", self._clean),
                 ("opens again", self._reopen),
+                *([("sealed frames, between two nodes", self._sealed)] if self._keys else []),
             )
             for what, attempt in attempts:
                 self._on_progress(what, len(self.findings), len(attempts) + 1)
@@ -347,6 +353,13 @@ class _Check:
         came = self.ears[1].frames(address, 1)
         return came == [b"hello"], f"{len(came)} of 1 arrived"
 
+    def _sealed(self) -> tuple[bool, str]:
+        bus = new_bus()
+        with Node(self._url, bus=bus, keys=self._keys) as here, Node(self._url, bus=bus, keys=self._keys) as there:
+            here.call_node(there.node_id, FIGURES, timeout=PATIENCE)
+            ids = ", ".join(here.key_ids)
+        return True, f"a call was answered; sealed with {here.key_ids[0]!r}, of the keys {ids}"
+
     def _size(self) -> tuple[bool, str]:
         address, most = Address(Delivery.DIRECT, "large"), self.ends[0].capabilities.max_frame
         self.ends[1].listen(address)
@@ -370,9 +383,10 @@ def run_check(options: argparse.Namespace) -> int:
     url = TransportUrl.parse(options.url)
     if not url.driver:
         raise InvalidUrl(f"{url}: the scheme, as in redis://localhost, is missing")
+    keys = read_key_file(options.keys)
     with quiet_log(), progress() as bar:
         try:
-            findings = _Check(url, bar).run()
+            findings = _Check(url, bar, keys).run()
         except TransportUnavailable as error:
             print(clean(f"dse check: {error}"), *map(clean, advice(url, error)), sep="\n  ", file=sys.stderr)
             return 2

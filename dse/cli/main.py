@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from dse import __version__
-from dse.cli import completion, observe
+from dse.cli import completion, keys, observe
 from dse.cli.completion import complete
 from dse.cli.run.command import add_commands as add_run_commands
 from dse.cli.text import clean
@@ -83,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     add_run_commands(commands)
     _add_check(commands)
+    keys.add_command(commands)
     observe.add_commands(commands)
     completion.add_command(commands)
     return parser
@@ -122,6 +123,7 @@ def _add_check(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         epilog="exit codes: 0 all is well; 1 a guarantee is broken; 2 no broker, a wrong URL, or a missing package",
     )
     check.add_argument("url", metavar="URL")
+    keys.keys_option(check)
     check.add_argument("--json", action="store_true", help="for programs: JSON")
     check.set_defaults(run=_run_check)
 

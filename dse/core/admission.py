@@ -60,32 +60,31 @@ class Window:
     not lost, the window goes by the count of frames that overtake it, 4096 at least, and not by their numbers.
     """
 
-    __slots__ = ("_older", "_recent", "_top", "floor")
+    __slots__ = ("_limit", "_seen", "_top", "floor")
 
     def __init__(self, floor: int) -> None:
         self.floor = floor  # what is not above has come, or is too old
-        self._recent: set[int] = set()
-        self._older: set[int] = set()
-        self._top = floor
+        self._top = floor  # the greatest number at the last sweep
+        self._seen: set[int] = set()  # of those above the floor
+        self._limit = SEEN  # of them, before the next sweep
 
     def take(self, number: int) -> bool:
         """Whether a number comes for the first time; it has come from now on."""
-        recent = self._recent
-        if number <= self.floor or number in recent or number in self._older:
+        seen = self._seen
+        if number <= self.floor or number in seen:
             return False
-        recent.add(number)
-        if number > self._top:
-            self._top = number
-        if len(recent) >= SEEN:
+        seen.add(number)
+        if len(seen) >= self._limit:
             self.sweep()
         return True
 
     def sweep(self) -> bool:
-        """Forget what came before the last sweep; return whether there is nothing left to forget."""
-        if self._older:
-            self.floor = max(self.floor, max(self._older))
-        self._older, self._recent = self._recent, set()
-        return not self._older
+        """Take nothing more from before the last sweep; return whether there is nothing left to remember."""
+        self.floor = max(self.floor, self._top)
+        self._seen = {number for number in self._seen if number > self.floor}
+        self._top = max(self._seen, default=self.floor)
+        self._limit = len(self._seen) + SEEN
+        return not self._seen
 
 
 @dataclass(slots=True, frozen=True)

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import Counter
 from collections.abc import Sequence
 from typing import Protocol
 
 from dse.core.admission import TIMELY, Admission, Held, Window
 from dse.core.effects import Send
 from dse.core.figures import Traffic
-from dse.core.messages import SEALED, Greet, Greeted, instance_address
+from dse.core.messages import SEALED, Greet, Greeted, encode, instance_address
 from dse.core.seal import BadSeal, KeyRing, Opener, Sealer, UnknownKey, clock, read_head
 from dse.core.sender import Sender
 from dse.core.threads import SerialQueue, Timers
@@ -29,7 +28,7 @@ _LOG_EVERY = 60.0  # seconds between two log lines of one reason
 _SWEEP_EVERY = 10.0
 FORGET_AFTER = 900.0  # seconds of silence after which of a sender only its last number is remembered
 MOST_GONE = 100_000  # senders of which that is remembered
-_GREETINGS: tuple[object, ...] = tuple(kind.__struct_config__.tag for kind in (Greet, Greeted))
+_GREETINGS = tuple(encode(message)[3:4] for message in (Greet("", 0.0, 0), Greeted("", 0, 0, 0)))  # their tags
 
 
 class Inside(Protocol):
@@ -38,13 +37,9 @@ class Inside(Protocol):
     traffic: Traffic
 
     @property
-    def counters(self) -> Counter[str]:
-        """Return what the node counts."""
-
-    @property
     def node_id(self) -> str: ...
 
-    def take(self, address: Address, frame: bytes, sender: Sender, *, inline: bool) -> None:
+    def take(self, address: Address, frame: bytes, sender: Sender, *, inline: bool = True) -> None:
         """Take a frame that was opened. inline: the calling thread is one that receives."""
 
     def undelivered(self, address: Address, frame: bytes) -> None:
@@ -56,6 +51,9 @@ class Inside(Protocol):
     def carry_out(self, sends: Sequence[Send]) -> None:
         """Send; never raises."""
 
+    def distrust(self, kind: str) -> int:
+        """Count a frame that is dropped; return how many there were of this kind."""
+
     def live(self) -> int:
         """Return how many nodes are on the bus, as far as is known."""
 
@@ -63,13 +61,13 @@ class Inside(Protocol):
 class _Place:
     """What one sender sends to one address."""
 
-    __slots__ = ("bound", "delivery", "gone", "own", "window")
+    __slots__ = ("bound", "fanout", "gone", "own", "window")
 
     def __init__(self, opener: Opener, address: Address, floor: int) -> None:
         self.bound = opener.bound(address)
-        self.delivery = address.delivery
+        self.fanout = address.delivery is Delivery.FANOUT
         # The address of a table names who publishes it: nobody else speaks there.
-        self.own = address.delivery is not Delivery.FANOUT or (
+        self.own = not self.fanout or (
             not address.name.startswith("table/") or address.name.startswith(f"table/{opener.sender.instance}/")
         )
         self.window = Window(floor)
@@ -128,6 +126,7 @@ class Gate:
         self.sealer = sealer
         self._inside = inside
         self._traffic = inside.traffic
+        self._take = inside.take
         self._timers = timers
         self._control = control
         self._born = clock()
@@ -159,7 +158,7 @@ class Gate:
             _, _, content = self._me.opener.open(self._me.opener.bound(address), frame)
         except BadSeal:
             return
-        if content[3] == _GREETINGS[0] and address.delivery is Delivery.DIRECT:
+        if content[3:4] == _GREETINGS[0] and address.delivery is Delivery.DIRECT:
             instance = address.name.removeprefix("node/")
             with self._lock:
                 held = self._admission.unreachable(self._timers.now(), instance)
@@ -201,11 +200,10 @@ class Gate:
         with peer.lock:
             again = peer.gone or place.gone
             if not again:
-                delivery = place.delivery
-                if delivery is Delivery.DIRECT and peer.proof is None:
+                if place.fanout:
+                    held = peer.holding or (proof := peer.proof) is None or number <= proof
+                elif peer.proof is None and address.delivery is Delivery.DIRECT:
                     held = not self._proved(peer, number, content)
-                elif delivery is Delivery.FANOUT and (peer.holding or (proof := peer.proof) is None or number <= proof):
-                    held = True
                 fresh = self._hold(peer, address, number, stamp, content) if held else place.window.take(number)
         if again:
             self._receive(address, frame)  # swept away at this moment: it is met anew
@@ -219,7 +217,7 @@ class Gate:
                     why = f"{peer.sender.instance!a} has not proved that it lives"
                     self.refuse("stranger", address, frame, why)
         elif fresh:
-            self._inside.take(address, content, peer.sender, inline=True)
+            self._take(address, content, peer.sender)
         else:
             self.refuse("replayed", address, frame, "it came before, or long after others of its sender")
 
@@ -230,20 +228,17 @@ class Gate:
         instance = opener.sender.instance
         with self._lock:
             known = self._instances.get(instance)
-            if known is not None and known.opener.head != opener.head:
-                if known.proof is not None:
-                    raise BadSeal(f"{instance!a} seals with the key {known.sender.key_id!r}, not with this one")
-                del self._peers[known.opener.head]
-                known = None
             if known is None:
                 known = _Peer(opener, self._gone.get(instance, 0))
-            self._peers[opener.head] = self._instances[instance] = known
+                self._peers[opener.head] = self._instances[instance] = known
+            elif known.opener.head != opener.head:
+                raise BadSeal(f"{instance!a} seals with the key {known.sender.key_id!r}, not with this one")
         return known
 
     def _proved(self, peer: _Peer, number: int, content: bytes) -> bool:
         """A first frame to this node alone came (the peer's lock is held): say whether it may be taken."""
         if self._forgot and peer.swept == 0:
-            return content[3] in _GREETINGS  # all else may be from before it was forgotten
+            return content[3:4] in _GREETINGS  # all else may be from before it was forgotten
         if number > peer.swept:
             peer.proof = number
         return True
@@ -334,7 +329,7 @@ class Gate:
                 )
                 fresh = counts and place.window.take(each.number)
             if fresh:
-                self._inside.take(each.address, each.content, peer.sender, inline=inline)
+                self._take(each.address, each.content, peer.sender, inline=inline)
             else:
                 why = "it came before" if counts else "it is older than this node's life: a recording"
                 self.refuse("replayed", each.address, each.content, why)
@@ -397,12 +392,10 @@ class Gate:
 
     def refuse(self, reason: str, address: Address, frame: bytes, why: str) -> None:
         """Count a frame that is dropped, and say so in the log once a minute."""
-        counters = self._inside.counters
-        counters["untrusted_frames"] += 1
-        counters[f"untrusted_{reason}"] += 1
+        count = self._inside.distrust(f"untrusted_{reason}")
         now = self._timers.now()
         if now >= self._logged.get(reason, 0.0):
             self._logged[reason] = now + _LOG_EVERY
             _log.warning("node %r: dropped a frame of %d bytes to %s: %s (%d such since the start)",
                          self._inside.node_id, len(frame), address.name, why,
-                         counters[f"untrusted_{reason}"])  # fmt: skip
+                         count)  # fmt: skip

@@ -444,23 +444,20 @@ def decode_change(body: msgspec.Raw) -> ChangeMessage:
         raise BadFrame(str(error)) from None
 
 
-_SPEAKER: dict[type, str] = {
-    **dict.fromkeys((Heartbeat, Leave, Catalogue, Request, Accepted), "node_id"),
-    **dict.fromkeys((CatalogueRequest, Probe, UnknownCall, SyncRequest), "instance"),
-    **dict.fromkeys((SnapshotCredit, Unsubscribe, Renew, Greet, Greeted), "instance"),
-    Clash: "winner",
-}
+_NAMES_NODE = frozenset((Heartbeat, Leave, Catalogue, Request, Accepted))
+_NAMES_INSTANCE = frozenset(
+    (CatalogueRequest, Probe, UnknownCall, SyncRequest, SnapshotCredit, Unsubscribe, Renew, Greet, Greeted)
+)
 
 
 def speaks_for(message: Message, node_id: str, instance: str) -> bool:
     """Whether a message says of its sender what is true of the one with this node_id and instance."""
-    what = _SPEAKER.get(type(message))
-    if what is None:
-        return True  # it says nothing of its sender
-    if what == "winner":
-        return message.winner == instance  # type: ignore[union-attr]
-    said: Any = message
-    return bool(said.instance == instance and (what == "instance" or said.node_id == node_id))
+    kind, said = type(message), message
+    if kind in _NAMES_NODE:
+        return said.instance == instance and said.node_id == node_id  # type: ignore[union-attr]
+    if kind in _NAMES_INSTANCE:
+        return said.instance == instance  # type: ignore[union-attr]
+    return kind is not Clash or said.winner == instance  # type: ignore[union-attr]
 
 
 @functools.lru_cache(maxsize=512)

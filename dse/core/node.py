@@ -102,6 +102,8 @@ class Node:
         self._runtime: Runtime | None = None
         self._clash: NodeIdClash | None = None
         self.counters: Counter[str] = Counter()
+        self.distrusted = threading.Event()
+        """Set once a frame was dropped because its seal, or that it has one or none, is not to be believed."""
         self._driver(self.url, bus=bus, events=_Nobody())  # refuses an option it does not know
         for service in services:
             self._admit(service)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -327,9 +326,13 @@ class Runtime:
 
     # What the gate needs (`dse.core.gate.Inside`)
 
-    @property
-    def counters(self) -> Counter[str]:
-        return self.node.counters
+    def distrust(self, kind: str) -> int:
+        """Count a frame that is dropped for its seal; return how many there were of this kind."""
+        counters = self.node.counters
+        counters["untrusted_frames"] += 1
+        counters[kind] += 1
+        self.node.distrusted.set()
+        return counters[kind]
 
     @property
     def node_id(self) -> str:
@@ -405,7 +408,8 @@ class Runtime:
             self._bad_frame(address, frame, error)
             return
         kind = type(message)
-        if sender is not None and not self._is_believed(address, frame, message, sender):
+        # A reply says nothing of who sent it: the call knows whom it asked.
+        if sender is not None and kind is not Reply and not self._is_believed(address, frame, message, sender):
             return
         if kind is Request:
             inline = inline and self._inline and not leads()
@@ -510,11 +514,12 @@ class Runtime:
             _log.warning("node %r: %s: %s", self.node.node_id, type(message).__name__, error)
 
     def _bad_frame(self, address: Address, frame: bytes, error: BadFrame) -> None:
-        kind = "foreign_frames" if isinstance(error, ForeignVersion) else "bad_frames"
         if isinstance(error, SealedFrame):
             kind = "untrusted_sealed"
-            self.node.counters["untrusted_frames"] += 1
-        self.node.counters[kind] += 1
+            self.distrust(kind)
+        else:
+            kind = "foreign_frames" if isinstance(error, ForeignVersion) else "bad_frames"
+            self.node.counters[kind] += 1
         now = time.monotonic()
         if now - self._bad_logged >= _LOG_EVERY:
             self._bad_logged = now

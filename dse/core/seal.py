@@ -20,6 +20,7 @@ Rules:
 from __future__ import annotations
 
 import hmac
+import struct
 import threading
 import time
 from collections import deque
@@ -35,7 +36,9 @@ from dse.core.transport import Address
 
 __all__ = ["BadSeal", "KeyRing", "Opener", "Sealer", "UnknownKey", "clock", "read_head"]
 
-NONCE = 12
+_nonce = struct.Struct(">IQ")
+_pack_nonce, _unpack_nonce = _nonce.pack, _nonce.unpack_from
+NONCE = _nonce.size
 TAG = 16
 MOST_ADDRESSES = 4096  # addresses whose associated data a sealer remembers
 MARK_EVERY = 0.02  # seconds between two marks
@@ -45,9 +48,10 @@ _COPY = 4096  # bytes below which a copy costs less than a view
 
 def clock() -> float:
     """Return the seconds of a clock that never jumps, and goes on while the machine is suspended."""
-    return time.clock_gettime(_CLOCK)
+    return _gettime(_CLOCK)
 
 
+_gettime = time.clock_gettime
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
@@ -123,7 +127,8 @@ class Opener:
     def __init__(self, head: bytes, sender: Sender, aead: AESGCM, bus: str) -> None:
         self.head = head
         self.sender = sender
-        self.aead = aead
+        self.encrypt, self._decrypt = aead.encrypt, aead.decrypt
+        self._start = len(head)
         self._prefix = _length(head) + _length(bus.encode())
 
     def bound(self, address: Address) -> bytes:
@@ -132,16 +137,15 @@ class Opener:
 
     def open(self, bound: bytes, frame: bytes) -> tuple[int, int, bytes]:
         """Return number, stamp and content of a frame with this head; raise `BadSeal`."""
-        start = len(self.head)
-        nonce = frame[start : start + NONCE]
-        start += NONCE
-        sealed = frame[start:] if len(frame) < _COPY else memoryview(frame)[start:]
+        start = self._start
+        end = start + NONCE
+        sealed = frame[end:] if len(frame) < _COPY else memoryview(frame)[end:]
         try:
-            content = self.aead.decrypt(nonce, sealed, bound)
-        except (InvalidTag, ValueError):
+            content = self._decrypt(frame[start:end], sealed, bound)
+            stamp, number = _unpack_nonce(frame, start)
+        except (InvalidTag, ValueError, struct.error):
             raise BadSeal("its seal does not fit") from None
-        both = int.from_bytes(nonce, "big")
-        return both & 0xFFFF_FFFF_FFFF_FFFF, both >> 64, content
+        return number, stamp, content
 
 
 class Sealer:
@@ -153,6 +157,7 @@ class Sealer:
     def __init__(self, opener: Opener, wall: Callable[[], float]) -> None:
         self.opener = opener
         self.sender = opener.sender
+        self._start, self._encrypt = opener.head, opener.encrypt
         self.overhead = len(opener.head) + NONCE + TAG
         """Bytes that a frame grows by."""
         self.wall = wall
@@ -169,7 +174,7 @@ class Sealer:
         bound = self._bound.get(address)
         if bound is None:
             bound = self._bind(address)
-        now = clock()
+        now = _gettime(_CLOCK)
         with self._lock:
             number = self._number = self._number + 1
             if now >= self._mark_at:
@@ -177,8 +182,8 @@ class Sealer:
                 self._marks.append((now, number))
                 self._stamp = int(self.wall()) & 0xFFFF_FFFF
             stamp = self._stamp
-        nonce = (stamp << 64 | number).to_bytes(NONCE, "big")
-        return b"".join((self.opener.head, nonce, self.opener.aead.encrypt(nonce, frame, bound)))
+        nonce = _pack_nonce(stamp, number)
+        return self._start + nonce + self._encrypt(nonce, frame, bound)
 
     @property
     def number(self) -> int:

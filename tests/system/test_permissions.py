@@ -46,9 +46,10 @@ def run(tmp_path: Path, outside: Path, redis_server: Broker, bus: str) -> Iterat
     def run(node_id: str, rules: str, *, keys: list[str] | None = None, ready: bool = True) -> Supervised:
         folder = tmp_path / node_id
         folder.mkdir()
-        process = Supervised(folder, outside, URL=redis_server.url)
+        first, second, third = keys or [HOST, WEB, OPS]
+        process = Supervised(folder, outside, URL=redis_server.url, KEY=first, KEY2=second, KEY3=third)
         made.append(process)
-        process.write(file(node_id, rules, keys=keys or [HOST, WEB, OPS], bus=bus))
+        process.write(file(node_id, rules, bus=bus))
         process.start()
         if ready:
             process.until_told("READY=1")
@@ -59,9 +60,10 @@ def run(tmp_path: Path, outside: Path, redis_server: Broker, bus: str) -> Iterat
         process.close()
 
 
-def file(node_id: str, rules: str, *, keys: list[str] | None = None, bus: str, value: int = 1) -> str:
+def file(node_id: str, rules: str, *, bus: str, value: int = 1) -> str:
+    keys = 'keys = ["${KEY}", "${KEY2}", "${KEY3}"]'
     return (
-        f'transport = "${{URL}}"\nbus = "{bus}"\nnode_id = "{node_id}"\nkeys = {keys or [HOST, WEB, OPS]!r}\n{rules}\n'
+        f'transport = "${{URL}}"\nbus = "{bus}"\nnode_id = "{node_id}"\n{keys}\n{rules}\n'
         f'[services.a]\nplugin = "probe"\ndiary = "diary"\nvalue = {value}\n'
     )
 

@@ -119,7 +119,7 @@ class Peer:
     def heard(self, content: bytes) -> int:
         return sum(each == content for _, _, each in self.taken)
 
-    def take(self, address: Address, frame: bytes, sender: Sender, *, inline: bool) -> None:
+    def take(self, address: Address, frame: bytes, sender: Sender, *, inline: bool = True) -> None:
         message = decode(frame)
         if isinstance(message, Greet):
             self.gate.greet(message, sender)
@@ -138,6 +138,11 @@ class Peer:
             assert not isinstance(send.message, bytes)
             self.world.send(send.address, self.sealer.seal(send.address, encode(send.message)))
 
+    def distrust(self, kind: str) -> int:
+        self.counters["untrusted_frames"] += 1
+        self.counters[kind] += 1
+        return self.counters[kind]
+
     def live(self) -> int:
         return self.bus_size
 
@@ -145,8 +150,7 @@ class Peer:
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     world = World()
-    monkeypatch.setattr(seal, "clock", lambda: world.now)
-    monkeypatch.setattr(gate_module, "clock", lambda: world.now)
+    monkeypatch.setattr(seal, "_gettime", lambda _: world.now)
     return world
 
 
@@ -393,8 +397,7 @@ class TestAnyHistory:
     def test_it(self, steps: list[tuple[str, int, int]]) -> None:
         with pytest.MonkeyPatch.context() as patch:
             world = World()
-            patch.setattr(seal, "clock", lambda: world.now)
-            patch.setattr(gate_module, "clock", lambda: world.now)
+            patch.setattr(seal, "_gettime", lambda _: world.now)
             lives = [Peer(world, name) for name in "abc"]
             sealed: dict[bytes, float] = {}
             for what, one, other in steps:

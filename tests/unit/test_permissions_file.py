@@ -23,6 +23,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "permissions.md").read_text()
 
 def read(tmp_path: Path, text: str, **environment: str) -> RunFile:
     file = tmp_path / "run.toml"
+    file.touch(mode=0o600)  # there are keys in it
     file.write_text(text)
     return read_run_file(str(file), environment=environment)
 

@@ -142,7 +142,7 @@ class TestNumberAt:
     @pytest.fixture
     def at(self, monkeypatch: pytest.MonkeyPatch) -> list[float]:
         at = [100.0]
-        monkeypatch.setattr(seal, "clock", lambda: at[0])
+        monkeypatch.setattr(seal, "_gettime", lambda _: at[0])
         return at
 
     def test_before_the_sealers_life_it_is_nothing(self, at: list[float]) -> None:
@@ -161,7 +161,7 @@ class TestNumberAt:
     def test_it_never_covers_what_was_sealed_before(self, pauses: list[float], data: st.DataObject) -> None:
         at = [100.0]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(seal, "clock", lambda: at[0])
+            patch.setattr(seal, "_gettime", lambda _: at[0])
             one, sealed_at = sealer(), []
             for pause in pauses:
                 at[0] += pause

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from dse.cli.keys import read_key_file, refuse_open_file
 from dse.cli.run.convert import Context, convert_fields
 from dse.cli.run.environment import Expanded, expand
 from dse.cli.run.kinds import Field, record_fields
@@ -22,7 +23,7 @@ from dse.core.guard import require_own
 from dse.core.node import Node
 from dse.core.permissions import Permission, Permissions
 from dse.core.url import TransportUrl
-from dse.errors import DseError, Untrusted
+from dse.errors import ConfigError, DseError, Untrusted
 
 __all__ = ["LogOptions", "NodeOptions", "RunFile", "read_run_file"]
 
@@ -55,6 +56,7 @@ class NodeOptions:
     workers: int = 32
     max_pending: int = 1000
     keys: list[str] | None = field(default=None, repr=False)
+    keys_file: Path | None = None
     permissions: list[Permission] | None = None
 
     def changes(self, other: NodeOptions) -> list[str]:
@@ -73,7 +75,8 @@ class NodeOptions:
 
     def make(self, node_id: str | None = None) -> Node:
         """Return a new node without services. node_id: its name when the file gives none."""
-        options = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "transport"}
+        apart = ("transport", "keys_file")  # what is in the file is in `keys`
+        options = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in apart}
         return Node(self.transport, **{**options, "node_id": self.node_id or node_id})
 
 
@@ -102,13 +105,13 @@ def read_run_file(
     everything that is wrong. Loads the plugins that the file names, and makes each service once to see that it can be.
     """
     redact = redact if redact is not None else Redactor()
-    text = _read(path)
+    text, mode = _read(path)
     data = _parse(path, text)
     problems = Problems(find_lines(text))
     try:
         expanded = expand(data, os.environ if environment is None else environment, problems)
         _hide(expanded, redact)
-        checked = _check(expanded, problems, Path(path).parent.absolute())
+        checked = _check(expanded, problems, Path(path).parent.absolute(), mode)
     except RecursionError:
         raise FileError(path, [Problem(0, "", "is nested too deeply")]) from None
     if problems.found:
@@ -120,12 +123,14 @@ def read_run_file(
     return RunFile(path, node, log, services, redact)
 
 
-def _read(path: str) -> str:
+def _read(path: str) -> tuple[str, int]:
+    """Return what is in the file, and its mode."""
     try:
         # Not blocking: a pipe that nobody writes to would keep it for ever.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
-            regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
+            mode = os.fstat(descriptor).st_mode
+            regular = stat.S_ISREG(mode)
             content = _read_all(descriptor) if regular else b""
         finally:
             os.close(descriptor)
@@ -137,7 +142,7 @@ def _read(path: str) -> str:
     if len(content) > LARGEST:
         raise FileError(path, [Problem(0, "", f"is larger than {LARGEST >> 20} MiB: it is no run file")])
     try:
-        return content.decode("utf-8-sig").replace("\r\n", "\n")
+        return content.decode("utf-8-sig").replace("\r\n", "\n"), mode
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise FileError(path, [Problem(line, "", "is not UTF-8")]) from None
@@ -192,6 +197,10 @@ def _hide(expanded: Expanded, redact: Redactor) -> None:
             redact.add([url.password] if url.password else [])
             if url.username and any(url.username in each for each in expanded.secrets.get(("transport",), ())):
                 redact.add([url.username])
+    keys = expanded.data.get("keys")
+    for each in keys if isinstance(keys, list) else ():
+        if isinstance(each, str):
+            redact.add([each, each.partition(":")[2]])
     for key, secrets in expanded.secrets.items():
         if key[0] == "transport":
             redact.add(set(secrets) - public)
@@ -203,12 +212,17 @@ _TABLES = [Field("log", "log", dict[str, Any], False), Field("services", "servic
 
 
 def _check(
-    expanded: Expanded, problems: Problems, folder: Path
+    expanded: Expanded, problems: Problems, folder: Path, mode: int
 ) -> tuple[NodeOptions, LogOptions, dict[str, ServiceSpec]] | None:
     context = Context(problems, folder, expanded.written)
     top = convert_fields(expanded.data, [*record_fields(NodeOptions), *_TABLES], (), context, what="key")
     options = {each.name: top[each.name] for each in fields(NodeOptions) if each.name in top}
-    _try_node(options, context)
+    _read_keys(options, context, mode)
+    rules = options.get("permissions")
+    apart = ("keys_file", "permissions")
+    judged = _try_node({name: value for name, value in options.items() if name not in apart}, context)
+    if rules is not None and rules is not BAD:
+        _try_permissions(rules, options, judged, context)
     log = top.get("log", {})
     log_options = (
         convert_fields(log, record_fields(LogOptions), ("log",), context, what="key") if log is not BAD else {}
@@ -225,8 +239,25 @@ def _check(
     return (node, LogOptions(**log_options), specs) if not problems.found else None
 
 
-def _try_node(options: Mapping[str, Any], context: Context) -> None:
-    """Have `Node` judge each option by itself, so that all that it refuses is found."""
+def _read_keys(options: dict[str, Any], context: Context, mode: int) -> None:
+    """Take the keys from the file that they are in; refuse those that are in a run file which others may read."""
+    keys, path = options.get("keys"), options.get("keys_file")
+    if isinstance(path, Path) and keys is not None:
+        context.problems.add(("keys_file",), "there are keys in the run file as well; say one of the two")
+    elif isinstance(path, Path):
+        try:
+            options["keys"] = read_key_file(path)
+        except ConfigError as error:
+            context.problems.add(("keys_file",), str(error))
+    elif isinstance(keys, list) and any(("keys", place) not in context.written for place in range(len(keys))):
+        try:
+            refuse_open_file("the run file", mode)
+        except ConfigError as error:
+            context.problems.add(("keys",), f"{error}, or keep them in a keys_file of their own")
+
+
+def _try_node(options: Mapping[str, Any], context: Context) -> dict[str, Any]:
+    """Have `Node` judge each option by itself, so that all that it refuses is found; return those that are right."""
     usable = {name: value for name, value in options.items() if value is not BAD}
     url = usable.pop("transport", None)
     if url is not None:
@@ -235,20 +266,26 @@ def _try_node(options: Mapping[str, Any], context: Context) -> None:
         except DseError as error:
             context.problems.add(("transport",), str(error))
             url = None
-    permissions = usable.pop("permissions", None)
-    for name, value in [*usable.items()]:
+    right = {}
+    for name, value in usable.items():
         try:
             Node(url or "fake://", **{name: value})
+            right[name] = value
         except DseError as error:
             context.problems.add((name,), str(error))
-            usable[name] = BAD
-    if permissions is None:
-        return
-    together = {name: usable[name] for name in ("keys", "node_id") if name in usable}
+    return right
+
+
+def _try_permissions(
+    rules: list[Permission], options: Mapping[str, Any], right: Mapping[str, Any], context: Context
+) -> None:
+    """Have `Node` judge the rules with the keys and node_id that they are for, unless those are wrong themselves."""
+    with_keys = options.get("keys") is not None or options.get("keys_file") is not None
+    needed = [name for name, given in (("keys", with_keys), ("node_id", options.get("node_id") is not None)) if given]
     try:
-        if BAD in together.values() or options.get("keys") is BAD:
-            Permissions(permissions)  # what is wrong with the others has been said
+        if all(name in right for name in needed):
+            Node("fake://", permissions=rules, **{name: right[name] for name in needed})
         else:
-            Node(url or "fake://", permissions=permissions, **together)
+            Permissions(rules)
     except DseError as error:
         context.problems.add(("permissions",), str(error).removeprefix("permissions: "))
