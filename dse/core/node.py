@@ -294,8 +294,8 @@ class Node:
         """Call a method of any replica of a service, or of the one on `node_id`, and return its result.
 
         A replica on this node is preferred. `timeout` is in seconds. Raises `NoSuchService`, `NoSuchMethod`,
-        `InvalidArguments`, `Overloaded`, `NodeLost`, `CallTimeout`, `RemoteError` (or an exception that was registered
-        with `register_error`), `TransportUnavailable`, `FrameTooLarge`.
+        `InvalidArguments`, `Overloaded`, `Untrusted`, `NodeLost`, `CallTimeout`, `RemoteError` (or an exception that
+        was registered with `register_error`), `TransportUnavailable`, `FrameTooLarge`.
         """
         encoded = self._check_call(service_id, method, args, timeout)
         return self.runtime.client.call(service_id, method, encoded, timeout, node_id)

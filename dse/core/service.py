@@ -164,6 +164,9 @@ class DataService:
         on_state: gets each new state of the replica, in order with the changes: LIVE comes after the rows that made it
         complete. patient: wait for the table, too, as for a service that is not there yet; otherwise `NoSuchTable` is
         raised when the service is there, on every known node, without such a table.
+
+        Whether this node may follow the table its publisher decides, a moment later: `Replica.wait` raises `Untrusted`
+        then, and `Replica.error` is one.
         """
         return self._running().subscribe(service_id, table, callback, on_state, patient)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -264,6 +265,23 @@ def test_a_tool_sees_the_figures_only_where_it_may(run: Run, redis_server: Broke
         with Observer(redis_server.url, bus=bus, keys=[key, HOST]) as observer:
             eventually(lambda observer=observer: "h1" in observer.status().peers, "it is seen", DEADLINE)  # type: ignore[misc]
             assert (observer.figures(2.0)["h1"] is not None) is seen
+
+
+def test_dse_watch_and_call_say_that_they_may_not(run: Run, redis_server: Broker, bus: str, tmp_path: Path) -> None:
+    run("h1", NO_PID + NOT_SEEN.removeprefix(OPEN))
+    keys = tmp_path / "keys"
+    keys.touch(mode=0o600)
+    keys.write_text(f"{WEB}\n{HOST}\n")
+    where = ["--transport", redis_server.url, "--bus", bus, "--keys", str(keys)]
+    for command, words in (
+        (["watch", "a:seen", "--seconds", "20"], "dse watch: Untrusted: node 'h1' does not let node"),
+        (["call", "a", "pid"], "Untrusted: node 'h1' does not let node"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "dse.cli.main", *command, *where], capture_output=True, text=True, timeout=60
+        )
+        assert (done.returncode, done.stdout) == (1, ""), done
+        assert words in done.stderr
 
 
 def test_it_ends_cleanly_by_a_signal_with_rules(run: Run, redis_server: Broker, bus: str) -> None:

@@ -84,7 +84,7 @@ def rules(draw: st.DrawFn) -> Permission:
     return Permission(**kept)
 
 
-@settings(max_examples=400)
+@settings(max_examples=150)
 @given(
     st.lists(rules(), max_size=6),
     st.lists(st.tuples(st.sampled_from(ACTIONS), NAMES, NAMES, NAMES, st.none() | NAMES), min_size=1, max_size=20),

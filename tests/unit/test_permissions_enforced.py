@@ -515,6 +515,23 @@ class TestSubscriptions:
             subscribe(host, "host", "secrets").wait(ReplicaState.LIVE, DEADLINE)
         subscribe(host, "host", "sockets").wait(ReplicaState.LIVE, DEADLINE)
 
+    def test_one_that_is_let_in_while_the_rules_change_is_let_go(
+        self, bus: Bus, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        host = bus.node("host", service := Host(), permissions=[ALL])
+        web = bus.node("web")
+        sync = service.secrets.sync
+
+        def slow(request: SyncRequest) -> None:
+            host.set_permissions(self.RULES)  # it was let in already, and is no subscriber yet
+            sync(request)
+
+        monkeypatch.setattr(service.secrets, "sync", slow)
+        replica = subscribe(web, "host", "secrets")
+        with pytest.raises(Untrusted):
+            replica.wait(lambda each: False, DEADLINE)
+        assert service.secrets.subscribers == 0
+
     def test_a_table_that_is_pending_refuses_like_any(self, bus: Bus) -> None:
         class Slow(DataService):
             secrets = Table("text", pending=True)
