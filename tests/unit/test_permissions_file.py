@@ -96,6 +96,13 @@ def test_what_is_wrong_is_said_with_its_line(tmp_path: Path, text: str, said: li
         assert line.startswith(expected)
 
 
+def test_without_a_node_id_the_rules_are_judged_for_one_that_it_may_draw(tmp_path: Path) -> None:
+    deny = '[[permissions]]\ndeny = "publish"\nkey = "web"\n[services.host]\nplugin = "host"\n'
+    (line,) = wrong(tmp_path, f"{HEAD}[[permissions]]\n{OPEN}{deny}")
+    assert "services.host: node " in line
+    assert "may not publish host by its own permissions: permissions[1] denies it (deny publish, key web)" in line
+
+
 def test_permissions_need_keys(tmp_path: Path) -> None:
     assert wrong(tmp_path, f'transport = "fake://"\n[[permissions]]\n{OPEN}') == [
         "2: permissions: permissions need keys: without keys a frame proves nothing, and whoever reaches the broker "

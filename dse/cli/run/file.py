@@ -232,9 +232,9 @@ def _check(
     if problems.found:
         return None
     node = NodeOptions(**options)
-    for spec in specs.values() if node.node_id is not None else ():
-        assert node.node_id is not None
-        if why := node.denied(spec.service_id, spec.cls._declared, node.node_id):
+    name = node.node_id or Node("fake://").node_id  # one like that which it will draw
+    for spec in specs.values():
+        if why := node.denied(spec.service_id, spec.cls._declared, name):
             problems.add(("services", spec.service_id), why)
     return (node, LogOptions(**log_options), specs) if not problems.found else None
 
