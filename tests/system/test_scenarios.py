@@ -7,7 +7,7 @@ at once: nothing waits for anything but `Node.start`. Each call must return from
 arrive everywhere once.
 
 `make scenarios` makes 500 runs of each on each driver; `DSE_SCENARIO_RUNS` says how many. The number of a run, which a
-failure names, says in which order its nodes start and call.
+failure names, says in which order its nodes start and call. With ``DSE_TEST_KEYS=yes`` the buses have keys.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from typing import Any
 import pytest
 
 from dse import DataService, Node, rpc
+from dse.core.keys import new_key
 from dse.core.messages import CONTROL
 from dse.errors import NodeLost
 from dse.testing.brokers import Broker
@@ -78,10 +79,10 @@ class Site:
         self._nodes: dict[str, Node] = {}
         self._ears: dict[str, Ear] = {}
 
-    def start(self, url: str, bus: str, node_id: str) -> None:
+    def start(self, url: str, bus: str, node_id: str, keys: list[str] | None) -> None:
         heard = Ear(node_id)
         services = [Voice(f"own_{node_id}", heard), Voice(SHARED, heard)]
-        node = Node(url, bus=bus, node_id=node_id, services=services, node_endpoints=[Endpoint(heard)])
+        node = Node(url, bus=bus, node_id=node_id, services=services, node_endpoints=[Endpoint(heard)], keys=keys)
         node.start()
         self._nodes[node_id], self._ears[node_id] = node, heard
 
@@ -199,6 +200,7 @@ class Bus:
     def __init__(self, url: str, far: FarSite | None) -> None:
         self._url = url
         self._bus = f"scenario-{uuid.uuid4().hex[:12]}"
+        self._keys = [new_key("scenario")] if os.environ.get("DSE_TEST_KEYS") == "yes" else None
         self._near = Site()
         self._sites: dict[str, Any] = dict.fromkeys(NODES, self._near)
         if far is not None:
@@ -210,7 +212,7 @@ class Bus:
 
         def start() -> None:
             for node_id in nodes:
-                self._sites[node_id].start(self._url, self._bus, node_id)
+                self._sites[node_id].start(self._url, self._bus, node_id, self._keys)
                 self._running.append(node_id)
 
         return start
