@@ -288,6 +288,8 @@ class Publisher:
 
     def nodes_left(self, instances: Sequence[str]) -> None:
         """Nodes said goodbye, and their subscriptions ended."""
+        with self._lock:
+            self._forget(instances)
         for table in self._all():
             for instance in instances:
                 table.drop(instance)
@@ -296,11 +298,19 @@ class Publisher:
         """Nodes are taken for dead; they may be heard again."""
         now = self._timers.now()
         with self._lock:
+            self._forget([instance for instance, until in self._dead.items() if until <= now])
             self._dead = {instance: until for instance, until in self._dead.items() if until > now}
             self._dead |= dict.fromkeys(instances, now + LEASE)
         for table in self._all():
             for instance in instances:
                 table.lapse(instance)
+
+    def _forget(self, instances: Sequence[str]) -> None:
+        """Forget whose instances these were (the lock is held)."""
+        for instance in instances:
+            self._asked_by.pop(instance, None)
+            for denied in self._denied.values():
+                denied.pop(instance, None)
 
     def nodes_heard(self, instances: Sequence[str]) -> None:
         """Nodes live: those that were taken for dead subscribe to what they subscribed to before."""
@@ -526,15 +536,18 @@ class ReplicaHub:
     def tipped(self, _: Address, message: Tip, sender: Sender | None = None) -> None:
         """A tip for this node alone, in answer to a renewal."""
         shared = self._shared.get((message.service, message.table))
-        if shared is not None and self._publishes(sender, shared):
+        if shared is not None and self._publishes(sender, shared, alone=True):
             self._step(shared, lambda m, now: ([], m.tip(now, message)))
 
-    def _publishes(self, sender: Sender | None, shared: _SharedReplica) -> bool:
-        """Whether it is the publisher that this replica follows, or one that refused it, and may publish the table."""
+    def _publishes(self, sender: Sender | None, shared: _SharedReplica, *, alone: bool = False) -> bool:
+        """Whether it is the publisher that this replica follows, and may publish the table.
+
+        alone: it may be another one that refused it, for that is how it tells that it does no more.
+        """
         if sender is None and self._guard.rules is None:
             return True
         machine = shared.machine
-        heard = sender is None or machine.hears(sender.instance)
+        heard = sender is None or sender.instance == machine.publisher or (alone and machine.hears(sender.instance))
         return heard and self._guard.publishes(sender, machine.service, machine.table)
 
     def untrusted(self) -> dict[str, str]:

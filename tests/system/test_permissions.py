@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
 import threading
@@ -282,9 +281,3 @@ def test_dse_watch_and_call_say_that_they_may_not(run: Run, redis_server: Broker
         )
         assert (done.returncode, done.stdout) == (1, ""), done
         assert words in done.stderr
-
-
-def test_it_ends_cleanly_by_a_signal_with_rules(run: Run, redis_server: Broker, bus: str) -> None:
-    process = run("h1", NO_PID)
-    assert process.end(signal.SIGTERM) == 0
-    assert not redis_server.leftovers(bus)

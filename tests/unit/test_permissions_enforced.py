@@ -489,6 +489,18 @@ class TestSubscriptions:
         web.call("host", "list")
         assert count(host, "denied_subscriptions") == 1, "no change and no renewal makes it ask again"
 
+    def test_nothing_is_kept_of_followers_that_left(self, bus: Bus) -> None:
+        host = bus.node("host", Host(), permissions=self.RULES)
+        publisher = host.runtime.publisher
+        for _ in range(3):
+            web = bus.node("web")
+            denied = subscribe(web, "host", "secrets")
+            subscribe(web, "host", "sockets").wait(ReplicaState.LIVE, DEADLINE)
+            eventually(lambda denied=denied: denied.error is not None, "it is refused", DEADLINE)  # type: ignore[misc]
+            web.stop()
+        eventually(lambda: not publisher._asked_by, "they are forgotten", DEADLINE)
+        assert not any(publisher._denied.values())
+
     def test_with_two_publishers_it_follows_the_one_that_lets_it(self, bus: Bus) -> None:
         rules = self.RULES
         first, second = Host(), Host()
