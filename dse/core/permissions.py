@@ -40,8 +40,10 @@ FIGURES_SERVICE = "@figures"
 MOST_RULES = 1000
 LONGEST_PATTERN = 1000
 MOST_IDENTITIES = 1000
-MOST_DECISIONS = 1000
-"""How many identities, and decisions for each of them, are kept in mind; beyond, they are worked out anew."""
+MOST_DECISIONS = 10_000
+LONGEST_REMEMBERED = 200
+"""How many identities, and decisions in all, are kept in mind, and characters of their names, which are 200 at most but
+for a peer that lies; beyond, what is decided is worked out anew."""
 
 _WHO = ("key", "node")
 _WHAT = ("service", "method", "table")
@@ -196,6 +198,7 @@ class Permissions:
         self.rules = tuple(rules)
         self._compiled = tuple(_compile(index, rule) for index, rule in enumerate(rules))
         self._identities: dict[tuple[str, str], _Identity] = {}
+        self._remembered = 0  # decisions of all identities, about
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Permissions) and self.rules == other.rules
@@ -217,10 +220,12 @@ class Permissions:
         known = identity.decisions.get((action, service, name))
         if known is not None:
             return known
-        if len(identity.decisions) >= MOST_DECISIONS:
-            identity.decisions = {}
         decided = identity.joins and _judge(identity.rules, action, service, name) is None
-        identity.decisions[action, service, name] = decided
+        if self._remembered >= MOST_DECISIONS:
+            self._identities, self._remembered = {}, 0
+        elif len(service) <= LONGEST_REMEMBERED and len(name or "") <= LONGEST_REMEMBERED:
+            self._remembered += 1
+            identity.decisions[action, service, name] = decided
         return decided
 
     def explain(self, action: Action, key_id: str, node_id: str, service: str = "", name: str | None = None) -> str:
@@ -247,8 +252,9 @@ class Permissions:
     def _identify(self, key_id: str, node_id: str) -> _Identity:
         identity = _Identity(tuple(rule for rule in self._compiled if rule.is_for(key_id, node_id)))
         if len(self._identities) >= MOST_IDENTITIES:
-            self._identities = {}
-        self._identities[key_id, node_id] = identity
+            self._identities, self._remembered = {}, 0
+        if len(node_id) <= LONGEST_REMEMBERED:
+            self._identities[key_id, node_id] = identity
         return identity
 
 
