@@ -7,6 +7,8 @@ reason. `seal` says what a frame is, `admission` whose word counts; here are the
 from __future__ import annotations
 
 import logging
+import math
+import struct
 import threading
 from collections.abc import Sequence
 from typing import Protocol
@@ -15,7 +17,7 @@ from dse.core.admission import TIMELY, Admission, Held, Window
 from dse.core.effects import Send
 from dse.core.figures import Traffic
 from dse.core.messages import SEALED, Greet, Greeted, encode, instance_address
-from dse.core.seal import BadSeal, KeyRing, Opener, Sealer, UnknownKey, clock, read_head
+from dse.core.seal import BadSeal, KeyRing, Opener, Sealer, UnknownKey, clock, read_head, unpack_nonce
 from dse.core.sender import Sender
 from dse.core.threads import SerialQueue, Timers
 from dse.core.transport import Address, ConnectionState, Delivery
@@ -26,6 +28,8 @@ _log = logging.getLogger("dse.node")
 
 _LOG_EVERY = 60.0  # seconds between two log lines of one reason
 _SWEEP_EVERY = 10.0
+_AGAIN = "it came before, or long after others of its sender"
+_UNUSUAL = (LookupError, BadSeal, struct.error)
 FORGET_AFTER = 900.0  # seconds of silence after which of a sender only its last number is remembered
 MOST_GONE = 100_000  # senders of which that is remembered
 _GREETINGS = tuple(encode(message)[3:4] for message in (Greet("", 0.0, 0), Greeted("", 0, 0, 0)))  # their tags
@@ -59,19 +63,20 @@ class Inside(Protocol):
 
 
 class _Place:
-    """What one sender sends to one address."""
+    """What one sender sends to one address. after: no frame with a number up to this needs no second look."""
 
-    __slots__ = ("bound", "fanout", "gone", "own", "window")
+    __slots__ = ("after", "bound", "delivery", "gone", "own", "window")
 
     def __init__(self, opener: Opener, address: Address, floor: int) -> None:
         self.bound = opener.bound(address)
-        self.fanout = address.delivery is Delivery.FANOUT
+        self.delivery = address.delivery
         # The address of a table names who publishes it: nobody else speaks there.
-        self.own = not self.fanout or (
+        self.own = address.delivery is not Delivery.FANOUT or (
             not address.name.startswith("table/") or address.name.startswith(f"table/{opener.sender.instance}/")
         )
         self.window = Window(floor)
         self.gone = False  # swept away: another one counts
+        self.after: float = math.inf
 
 
 class _Peer:
@@ -82,10 +87,11 @@ class _Peer:
     itself. idle: sweeps since anything came.
     """
 
-    __slots__ = ("final", "gone", "holding", "idle", "lock", "opener", "places", "proof", "sender", "swept")
+    __slots__ = ("decrypt", "final", "gone", "holding", "idle", "lock", "opener", "places", "proof", "sender", "swept")
 
     def __init__(self, opener: Opener, swept: int) -> None:
         self.opener = opener
+        self.decrypt = opener.decrypt
         self.sender = opener.sender
         self.lock = threading.Lock()
         self.places: dict[Address, _Place] = {}
@@ -105,7 +111,21 @@ class _Peer:
         place = self.places.get(address)
         if place is None:
             place = self.places[address] = _Place(self.opener, address, self.swept)
+            self._set_after(place)
         return place
+
+    def changed(self) -> None:
+        """Let the places know of a new proof, and whether frames are held, or all is forgotten (the lock is held)."""
+        for place in self.places.values():
+            self._set_after(place)
+
+    def _set_after(self, place: _Place) -> None:
+        if self.gone or place.gone or not place.own or (self.proof is None and place.delivery is not Delivery.ANYCAST):
+            place.after = math.inf
+        elif place.delivery is Delivery.FANOUT:
+            place.after = math.inf if self.holding or self.proof is None else self.proof
+        else:
+            place.after = 0
 
     def forget(self, number: int) -> None:
         """Take nothing up to a number any more (the lock is held)."""
@@ -149,7 +169,25 @@ class Gate:
 
     def received(self, address: Address, frame: bytes) -> None:
         self._traffic.messages_in += 1
-        self._receive(address, frame)
+        # What nearly every frame is: of a known sender, at a known address, covered by its proof, for the first time.
+        try:
+            start = frame[1] << 8 | frame[2]
+            peer = self._peers[frame[:start]]
+            place = peer.places[address]
+            content = peer.decrypt(frame, start, place.bound)
+            _, number = unpack_nonce(frame, start)
+        except _UNUSUAL:
+            self._receive(address, frame)
+            return
+        with peer.lock:
+            usual = number > place.after
+            fresh = usual and place.window.take(number)
+        if fresh:
+            self._take(address, content, peer.sender)
+        elif usual:
+            self.refuse("replayed", address, frame, _AGAIN)
+        else:
+            self._receive(address, frame)
 
     def undeliverable(self, address: Address, frame: bytes) -> None:
         try:
@@ -200,9 +238,9 @@ class Gate:
         with peer.lock:
             again = peer.gone or place.gone
             if not again:
-                if place.fanout:
+                if place.delivery is Delivery.FANOUT:
                     held = peer.holding or (proof := peer.proof) is None or number <= proof
-                elif peer.proof is None and address.delivery is Delivery.DIRECT:
+                elif peer.proof is None and place.delivery is Delivery.DIRECT:
                     held = not self._proved(peer, number, content)
                 fresh = self._hold(peer, address, number, stamp, content) if held else place.window.take(number)
         if again:
@@ -219,7 +257,7 @@ class Gate:
         elif fresh:
             self._take(address, content, peer.sender)
         else:
-            self.refuse("replayed", address, frame, "it came before, or long after others of its sender")
+            self.refuse("replayed", address, frame, _AGAIN)
 
     def _meet(self, address: Address, frame: bytes) -> _Peer:
         """Return the peer with a new head, kept if its seal is good. Raises `UnknownKey` and `BadSeal`."""
@@ -241,6 +279,7 @@ class Gate:
             return content[3:4] in _GREETINGS  # all else may be from before it was forgotten
         if number > peer.swept:
             peer.proof = number
+            peer.changed()
         return True
 
     def _hold(self, peer: _Peer, address: Address, number: int, stamp: int, content: bytes) -> bool:
@@ -259,6 +298,7 @@ class Gate:
             wakeup = self._admission.wakeup
         if held:
             peer.holding = True
+            peer.changed()
             if wakeup < self._timer.queued_at:
                 self._timers.set(self._timer, wakeup)
         return held
@@ -272,6 +312,7 @@ class Gate:
     def _forget(self, peer: _Peer) -> None:
         """Let go of a peer (its lock is held); of one whose frames were taken, its greatest number stays."""
         peer.gone = True
+        peer.changed()
         with self._lock:
             self._peers.pop(peer.opener.head, None)
             if self._instances.get(peer.sender.instance) is peer:
@@ -298,6 +339,7 @@ class Gate:
             floor = max(0, message.floor)
             peer.proof = max(peer.swept, floor if peer.proof is None else min(floor, peer.proof))
             peer.final = True
+            peer.changed()
         self._hand_on(peer)
 
     def greet(self, message: Greet, sender: Sender) -> None:
@@ -317,6 +359,7 @@ class Gate:
                     held = self._admission.take(peer.sender.instance)
                 if not held:
                     peer.holding = False
+                    peer.changed()
                     return
             self._take_held(peer, held)
 
@@ -362,6 +405,7 @@ class Gate:
             return
         with peer.lock:
             peer.holding = False
+            peer.changed()
             proved = peer.proof is not None
         if proved:
             self._take_held(peer, held, inline=False)
@@ -381,7 +425,7 @@ class Gate:
                 for address, place in list(peer.places.items()):
                     if place.window.sweep():
                         peer.swept = max(peer.swept, place.window.floor)
-                        place.gone = True
+                        place.gone, place.after = True, math.inf
                         del peer.places[address]
                 peer.idle = 0 if peer.places or peer.holding else peer.idle + 1
                 patience = FORGET_AFTER if peer.proof is not None else 0.0

@@ -34,10 +34,10 @@ from dse.core.messages import SEALED
 from dse.core.sender import Sender
 from dse.core.transport import Address
 
-__all__ = ["BadSeal", "KeyRing", "Opener", "Sealer", "UnknownKey", "clock", "read_head"]
+__all__ = ["BadSeal", "KeyRing", "Opener", "Sealer", "UnknownKey", "clock", "read_head", "unpack_nonce"]
 
 _nonce = struct.Struct(">IQ")
-_pack_nonce, _unpack_nonce = _nonce.pack, _nonce.unpack_from
+_pack_nonce, unpack_nonce = _nonce.pack, _nonce.unpack_from
 NONCE = _nonce.size
 TAG = 16
 MOST_ADDRESSES = 4096  # addresses whose associated data a sealer remembers
@@ -128,7 +128,6 @@ class Opener:
         self.head = head
         self.sender = sender
         self.encrypt, self._decrypt = aead.encrypt, aead.decrypt
-        self._start = len(head)
         self._prefix = _length(head) + _length(bus.encode())
 
     def bound(self, address: Address) -> bytes:
@@ -137,15 +136,19 @@ class Opener:
 
     def open(self, bound: bytes, frame: bytes) -> tuple[int, int, bytes]:
         """Return number, stamp and content of a frame with this head; raise `BadSeal`."""
-        start = self._start
-        end = start + NONCE
-        sealed = frame[end:] if len(frame) < _COPY else memoryview(frame)[end:]
-        try:
-            content = self._decrypt(frame[start:end], sealed, bound)
-            stamp, number = _unpack_nonce(frame, start)
-        except (InvalidTag, ValueError, struct.error):
-            raise BadSeal("its seal does not fit") from None
+        content = self.decrypt(frame, len(self.head), bound)
+        stamp, number = unpack_nonce(frame, len(self.head))
         return number, stamp, content
+
+    def decrypt(self, frame: bytes, start: int, bound: bytes) -> bytes:
+        """Return the content of a frame whose nonce begins at `start`; raise `BadSeal`."""
+        end = start + NONCE
+        try:
+            if len(frame) < _COPY:
+                return self._decrypt(frame[start:end], frame[end:], bound)
+            return self._decrypt(frame[start:end], memoryview(frame)[end:], bound)
+        except (InvalidTag, ValueError):
+            raise BadSeal("its seal does not fit") from None
 
 
 class Sealer:
