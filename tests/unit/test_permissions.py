@@ -278,10 +278,10 @@ def test_names_longer_than_any_can_be_are_not_remembered() -> None:
     assert [len(each.decisions) for each in decider._identities.values()] == [0]
 
 
-def test_a_check_costs_well_under_a_microsecond() -> None:
+def test_a_check_costs_a_fraction_of_a_microsecond_however_many_rules_there_are() -> None:
     decider = Permissions([Permission(deny="call", key=f"k{n}", node=f"*{n}*") for n in range(200)] + [ALL])
     best = min(_seconds(decider) for _ in range(20))
-    assert best < 1e-6, f"{best * 1e9:.0f} ns"  # about 150 ns on the machine it was written on
+    assert best < 2e-6, f"{best * 1e9:.0f} ns"  # 400 ns on a slow machine; to ask 200 rules takes a hundred times that
 
 
 def _seconds(decider: Permissions) -> float:
