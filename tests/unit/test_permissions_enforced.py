@@ -28,6 +28,7 @@ from dse import (
     rpc,
 )
 from dse.core import replica as replica_module
+from dse.core import tables as tables_module
 from dse.core.keys import Key, new_key, parse_keys
 from dse.core.messages import (
     CONTROL,
@@ -500,6 +501,20 @@ class TestSubscriptions:
             web.stop()
         eventually(lambda: not publisher._asked_by, "they are forgotten", DEADLINE)
         assert not any(publisher._denied.values())
+
+    def test_many_that_are_refused_cost_bounded_memory(self, bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(tables_module, "MAX_DENIED", 5)
+        host = bus.node("host", Host(), permissions=self.RULES)
+        for number in range(12):
+            forger = bus.forger("web", f"web-{number}/1")
+            forger.say(host.runtime.wire.own_address, SyncRequest("host", "secrets", forger.instance, 1))
+            forger.say(host.runtime.wire.own_address, SyncRequest("host", f"none_{number}", forger.instance, 2))
+            forger.wait(NoTable, 2)
+            forger.transport.close()
+        denied = host.runtime.publisher._denied
+        assert {key: list(whose) for key, whose in denied.items()} == {
+            ("host", "secrets"): [f"web-{number}/1" for number in range(7, 12)]
+        }
 
     def test_with_two_publishers_it_follows_the_one_that_lets_it(self, bus: Bus) -> None:
         rules = self.RULES
