@@ -84,7 +84,7 @@ def rules(draw: st.DrawFn) -> Permission:
     return Permission(**kept)
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(
     st.lists(rules(), max_size=6),
     st.lists(st.tuples(st.sampled_from(ACTIONS), NAMES, NAMES, NAMES, st.none() | NAMES), min_size=1, max_size=20),
@@ -105,6 +105,7 @@ def test_rules_decide_what_the_words_of_the_documentation_say(
             assert (decider.explain(action, key, node, service, name) == "") is wanted
 
 
+@settings(deadline=None)
 @given(st.lists(rules(), max_size=5), st.permutations(range(6)), NAMES, NAMES, NAMES, NAMES)
 def test_the_order_of_rules_means_nothing(
     listed: list[Permission], order: list[int], key: str, node: str, service: str, name: str
