@@ -64,7 +64,7 @@ class ControlBus:
         guard: Guard,
     ) -> None:
         self._guard = guard
-        self._key_ids: dict[str, str] = {}  # instance -> the key that its catalogue was sealed with
+        self._key_ids: dict[str, str] = {}  # instance -> the key that it seals with
         self._denied: list[tuple[Sender, str, str | None]] = []  # services and tables left out, to be counted
         self._machine = machine
         self._wire = wire
@@ -140,15 +140,11 @@ class ControlBus:
     ) -> None:
         """Take a message of the control bus."""
         machine = self._machine
+        if sender is not None and type(message) in (Heartbeat, Catalogue):
+            self._note_key(sender)
         if type(message) is Heartbeat:
             self._step(machine.heartbeat, message)
         elif type(message) is Catalogue:
-            if sender is not None:
-                with self._changed:
-                    self._key_ids[message.instance] = sender.key_id
-                    if len(self._key_ids) > 2 * len(machine.peers) + 1000:
-                        self._key_ids = {each: key for each, key in self._key_ids.items() if each in machine.peers}
-                        self._key_ids[message.instance] = sender.key_id
             self._step(machine.catalogue_of, message)
         elif type(message) is CatalogueRequest:
             self._step(machine.catalogue_request, message)
@@ -156,6 +152,14 @@ class ControlBus:
             self._step(machine.left, message)
         elif type(message) is Clash:
             self._step(machine.clashed, message)
+
+    def _note_key(self, sender: Sender) -> None:
+        if self._key_ids.get(sender.instance) != sender.key_id:
+            with self._changed:
+                peers = self._machine.peers
+                if len(self._key_ids) > 2 * len(peers) + 1000:
+                    self._key_ids = {each: key for each, key in self._key_ids.items() if each in peers}
+                self._key_ids[sender.instance] = sender.key_id
 
     def connected(self) -> None:
         """The transport is connected again."""

@@ -607,6 +607,19 @@ class TestPublishers:
             f"node {ops.node_id!r}: denied: node {rogue.node_id!r} (key 'web') may not publish host: no rule allows it"
         )
 
+    def test_one_of_whom_only_a_heartbeat_was_heard_is_judged_by_its_key(self, bus: Bus) -> None:
+        ops = bus.node("ops", permissions=self.RULES)
+        forgers = {name: bus.forger(name, f"{name}-x/1") for name in ("host", "web")}
+        for name, forger in forgers.items():
+            forger.say(ops.runtime.wire.own_address, Heartbeat(f"{name}-x", forger.instance, 1.0, 5.0, 0))
+            eventually(lambda name=name: f"{name}-x" in ops.status().peers, "it is known", DEADLINE)  # type: ignore[misc]
+        with pytest.raises(CallTimeout):
+            ops.call("host", "list", node_id="host-x", timeout=0.2)
+        with pytest.raises(Untrusted, match=r"node 'web-x' \(key 'web'\) may not offer 'host'"):
+            ops.call("host", "list", node_id="web-x", timeout=0.2)
+        for forger in forgers.values():
+            forger.transport.close()
+
     def test_its_tables_are_not_followed(self, bus: Bus) -> None:
         false, real = Host(), Host()
         false.sockets.insert([(666,)])
