@@ -84,18 +84,32 @@ class _Peer:
 
     proof: only what was sent to all with a greater number counts; None before there is any. final: by its own answer.
     holding: what it sends to all waits. swept: the greatest number of places that are forgotten. gone: it is forgotten
-    itself. idle: sweeps since anything came.
+    itself. idle: sweeps since anything came. met: a number that this node drew right after it heard of the peer.
     """
 
-    __slots__ = ("decrypt", "final", "gone", "holding", "idle", "lock", "opener", "places", "proof", "sender", "swept")
+    __slots__ = (
+        "decrypt",
+        "final",
+        "gone",
+        "holding",
+        "idle",
+        "lock",
+        "met",
+        "opener",
+        "places",
+        "proof",
+        "sender",
+        "swept",
+    )
 
-    def __init__(self, opener: Opener, swept: int) -> None:
+    def __init__(self, opener: Opener, swept: int, met: int) -> None:
         self.opener = opener
         self.decrypt = opener.decrypt
         self.sender = opener.sender
         self.lock = threading.Lock()
         self.places: dict[Address, _Place] = {}
         self.swept = swept
+        self.met = met
         self.proof: int | None = None
         self.final = False
         self.holding = False
@@ -159,7 +173,7 @@ class Gate:
         self._gone: dict[str, int] = {}  # instance -> its greatest number, of those not heard for long
         self._forgot = False  # of some not even that: they prove themselves by answering a greeting alone
         self._logged: dict[str, float] = {}
-        me = _Peer(sealer.opener, 0)
+        me = _Peer(sealer.opener, 0, 0)
         me.proof, me.final = 0, True
         self._me = me
         self._peers[me.opener.head] = self._instances[me.sender.instance] = me
@@ -267,7 +281,7 @@ class Gate:
         with self._lock:
             known = self._instances.get(instance)
             if known is None:
-                known = _Peer(opener, self._gone.get(instance, 0))
+                known = _Peer(opener, self._gone.get(instance, 0), self.sealer.draw())
                 self._peers[opener.head] = self._instances[instance] = known
             elif known.opener.head != opener.head:
                 raise BadSeal(f"{instance!a} seals with the key {known.sender.key_id!r}, not with this one")
@@ -345,7 +359,12 @@ class Gate:
     def greet(self, message: Greet, sender: Sender) -> None:
         """Somebody asks what of this node's frames is of its own life."""
         age = message.age if 0 <= message.age < 1e12 else 0.0
-        floor, number = self.sealer.number_at(clock() - age), self.sealer.number
+        number = self.sealer.draw()
+        peer = self._instances.get(sender.instance)
+        # Nobody's instance is known before its life: what was sealed since it was met was sealed in its life.
+        floor = peer.met if peer is not None else number
+        if clock() - age <= self.sealer.born:
+            floor = 0  # this node is the younger one
         answer = Send(
             instance_address(sender.instance), Greeted(self._me.sender.instance, message.token, floor, number)
         )
@@ -416,6 +435,7 @@ class Gate:
 
     def _sweep(self) -> None:
         """Forget numbers of a while ago, and senders of long ago."""
+        self.sealer.refresh()
         now = self._timers.now()
         self._timers.set(self._sweeper, now + _SWEEP_EVERY)
         with self._lock:

@@ -10,20 +10,21 @@ Rules:
 1. The seal is AES-256-GCM. Its key is the sender's own, derived from the key of that id, the bus and the sender's
    instance (HKDF, RFC 5869); the head, the bus and the address are its associated data. So a frame that is shown at
    another address, on another bus or under another name opens nowhere, and one node's frames say nothing of another's.
-2. Stamp and number are the nonce. An instance is unique for ever, and numbers its frames from 1 on under a lock: no
-   nonce comes twice under one key. The transport refuses to be used by a forked process, which would count on alike.
-3. The stamp is the sender's wall clock in seconds. It proves nothing, for wall clocks may jump: it says who is looked
-   at first when there are many (`dse.core.admission`).
+2. Stamp and number are the nonce. An instance is unique for ever, and gives each frame a number of its own, from 1 on:
+   no nonce comes twice under one key. The transport refuses to be used by a forked process, which would count on alike.
+3. The stamp is the sender's wall clock in seconds, of some seconds ago. It proves nothing, for wall clocks may jump: it
+   says who is looked at first when there are many (`dse.core.admission`).
 4. The first byte is no version of plain frames: who has no keys counts and drops sealed frames, and the reverse.
 """
 
 from __future__ import annotations
 
 import hmac
+import itertools
 import struct
+import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 
 from cryptography.exceptions import InvalidTag
@@ -41,8 +42,6 @@ _pack_nonce, unpack_nonce = _nonce.pack, _nonce.unpack_from
 NONCE = _nonce.size
 TAG = 16
 MOST_ADDRESSES = 4096  # addresses whose associated data a sealer remembers
-MARK_EVERY = 0.02  # seconds between two marks
-MARKS = 1024
 _COPY = 4096  # bytes below which a copy costs less than a view
 
 
@@ -152,56 +151,56 @@ class Opener:
 
 
 class Sealer:
-    """Seals the frames of one life of a node.
+    """Seals the frames of one life of a node; from any thread.
 
-    Lock: ``_lock`` protects ``_number``, ``_marks`` and ``_mark_at``; ``_bound`` is replaced by whoever finds it full.
+    What all frames share is made once: on the way of every message each step counts.
     """
 
     def __init__(self, opener: Opener, wall: Callable[[], float]) -> None:
         self.opener = opener
         self.sender = opener.sender
-        self._start, self._encrypt = opener.head, opener.encrypt
         self.overhead = len(opener.head) + NONCE + TAG
         """Bytes that a frame grows by."""
-        self.wall = wall
-        self._lock = threading.Lock()
-        self._number = 0
-        self._born = clock()
-        self._marks: deque[tuple[float, int]] = deque(maxlen=MARKS)  # (when, the number of a frame sealed later)
-        self._mark_at = 0.0
-        self._stamp = 0
+        self.born = clock()
+        self._head, self._encrypt = opener.head, opener.encrypt
+        self._wall = wall
         self._bound: dict[Address, bytes] = {}
+        self.draw = _counter()
+        """Return a number that no frame has, and that no later frame has a smaller one than."""
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Look at the wall clock, for the stamps of the frames from now on."""
+        self._stamp = self.wall()
+
+    def wall(self) -> int:
+        """Return the wall clock's time as it stands in stamps."""
+        return int(self._wall()) & 0xFFFF_FFFF
 
     def seal(self, address: Address, frame: bytes) -> bytes:
         """Return a frame sealed for an address."""
         bound = self._bound.get(address)
         if bound is None:
             bound = self._bind(address)
-        now = _gettime(_CLOCK)
-        with self._lock:
-            number = self._number = self._number + 1
-            if now >= self._mark_at:
-                self._mark_at = now + MARK_EVERY
-                self._marks.append((now, number))
-                self._stamp = int(self.wall()) & 0xFFFF_FFFF
-            stamp = self._stamp
-        nonce = _pack_nonce(stamp, number)
-        return self._start + nonce + self._encrypt(nonce, frame, bound)
-
-    @property
-    def number(self) -> int:
-        """The number of the latest frame."""
-        return self._number
-
-    def number_at(self, when: float) -> int:
-        """Return a number such that all frames with a greater one were sealed after `when`, by `clock`."""
-        if when <= self._born:
-            return 0
-        with self._lock:
-            return next((number for at, number in self._marks if at >= when), self._number)
+        nonce = _pack_nonce(self._stamp, self.draw())
+        return self._head + nonce + self._encrypt(nonce, frame, bound)
 
     def _bind(self, address: Address) -> bytes:
         if len(self._bound) >= MOST_ADDRESSES:
             self._bound = {}
         bound = self._bound[address] = self.opener.bound(address)
         return bound
+
+
+def _counter() -> Callable[[], int]:
+    """Return what gives 1, 2, 3, …, each to one caller."""
+    numbers = itertools.count(1)
+    if getattr(sys, "_is_gil_enabled", lambda: True)():
+        return numbers.__next__  # one step of C: no other thread comes between
+    lock = threading.Lock()
+
+    def draw() -> int:
+        with lock:
+            return next(numbers)
+
+    return draw

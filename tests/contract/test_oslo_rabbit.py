@@ -7,6 +7,8 @@ import pytest
 from dse.testing.brokers import Broker, over_oslo
 from dse.testing.contract import *  # noqa: F403
 
+contract_keys = "no"  # for the sake of time: DSE_TEST_KEYS=yes runs them with keys
+
 
 @pytest.fixture
 def broker(rabbit_server: Broker) -> Broker:

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 pytest.importorskip("cryptography")
 
-from dse.core import seal
 from dse.core.keys import new_key, parse_keys
 from dse.core.messages import SEALED, broadcast_address, instance_address, service_address
 from dse.core.seal import BadSeal, KeyRing, Sealer, UnknownKey, read_head
@@ -132,42 +131,14 @@ def test_the_stamp_is_the_wall_clock_and_may_jump() -> None:
     wall = [1_000_000.0]
     one = RING.sealer("n1/aa", wall=lambda: wall[0])
     assert open_frame(RING, THERE, one.seal(THERE, b"x"))[1] == 1_000_000
-    one._mark_at, wall[0] = 0.0, 500.0
+    wall[0] = 500.0
+    one.refresh()
     assert open_frame(RING, THERE, one.seal(THERE, b"x"))[1] == 500
 
 
-class TestNumberAt:
-    """What was sealed with a greater number than `number_at(when)` was sealed after `when`."""
-
-    @pytest.fixture
-    def at(self, monkeypatch: pytest.MonkeyPatch) -> list[float]:
-        at = [100.0]
-        monkeypatch.setattr(seal, "_gettime", lambda _: at[0])
-        return at
-
-    def test_before_the_sealers_life_it_is_nothing(self, at: list[float]) -> None:
-        one = sealer()
-        one.seal(THERE, b"x")
-        assert one.number_at(99.0) == one.number_at(100.0) == 0
-
-    def test_now_it_is_all_that_was_sealed(self, at: list[float]) -> None:
-        one = sealer()
-        for _ in range(5):
-            one.seal(THERE, b"x")
-        assert one.number_at(101.0) == 5
-
-    @given(st.lists(st.floats(0.0, 0.3), min_size=1, max_size=3000), st.data())
-    @settings(max_examples=50, deadline=None)
-    def test_it_never_covers_what_was_sealed_before(self, pauses: list[float], data: st.DataObject) -> None:
-        at = [100.0]
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(seal, "_gettime", lambda _: at[0])
-            one, sealed_at = sealer(), []
-            for pause in pauses:
-                at[0] += pause
-                one.seal(THERE, b"x")
-                sealed_at.append(at[0])
-            when = data.draw(st.floats(99.0, at[0] + 1))
-            number = one.number_at(when)
-        if when > 100.0:
-            assert all(at >= when for at in sealed_at[number:])
+def test_what_is_drawn_is_no_frames_number_and_below_those_of_all_later_frames() -> None:
+    one = sealer()
+    before = [open_frame(RING, THERE, one.seal(THERE, b"x"))[0] for _ in range(3)]
+    drawn = one.draw()
+    after = [open_frame(RING, THERE, one.seal(THERE, b"x"))[0] for _ in range(3)]
+    assert max(before) < drawn < min(after)

@@ -129,9 +129,12 @@ def bus() -> str:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run the tests of whole buses on buses without keys and with; ``DSE_TEST_KEYS`` is ``no``, ``yes`` or ``both``."""
+    """Run the tests of whole buses on buses without keys and with.
+
+    ``DSE_TEST_KEYS``, or else ``contract_keys`` in a driver's test file, is ``no``, ``yes`` or ``both`` (the default).
+    """
     if "keys" in metafunc.fixturenames:
-        wanted = os.environ.get("DSE_TEST_KEYS") or "both"
+        wanted = os.environ.get("DSE_TEST_KEYS") or getattr(metafunc.module, "contract_keys", "both")
         if wanted not in _KEYED:
             raise pytest.UsageError(f"DSE_TEST_KEYS is one of {', '.join(_KEYED)}, not {wanted!r}")
         metafunc.parametrize("keys", _KEYED[wanted], ids=lambda keys: "keys" if keys else "no-keys", indirect=True)

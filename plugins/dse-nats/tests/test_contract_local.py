@@ -9,6 +9,8 @@ import pytest
 from dse.testing.contract import *  # noqa: F403
 from dse_nats.testing import LocalServer
 
+contract_keys = "no"  # for the sake of time: DSE_TEST_KEYS=yes runs them with keys
+
 
 @pytest.fixture(scope="module")
 def broker() -> Iterator[LocalServer]:
