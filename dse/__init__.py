@@ -12,6 +12,7 @@ from dse.core.membership import NodeState
 from dse.core.methods import CallContext, call_context, every, on_change, rpc
 from dse.core.node import Node, Proxy
 from dse.core.observer import Observer
+from dse.core.permissions import Permission
 from dse.core.replica import ReplicaState
 from dse.core.rpc import Outcome, register_error
 from dse.core.service import DataService
@@ -82,6 +83,7 @@ __all__ = [
     "Observer",
     "Outcome",
     "Overloaded",
+    "Permission",
     "Proxy",
     "PublishedTable",
     "RemoteError",

@@ -193,4 +193,4 @@ class StorageError(DseError):
 
 
 class Untrusted(DseError):
-    """The peer refused: the caller is not allowed to do this."""
+    """Permissions do not allow this: those of the peer that was asked, or this node's own; it was not done."""

@@ -52,6 +52,7 @@ class NodeLine:
     waiting: int | None = None
     pending: int | None = None
     reconnects: int | None = None
+    denied: int | None = None
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,7 @@ def _told(node: NodeStatus, before: _Heard | None, now: _Heard) -> NodeLine:
         waiting=int(sum(number(gauges, name) for name in _QUEUES)),
         pending=int(number(gauges, "calls_pending")),
         reconnects=int(number(counters, "disconnects")),
+        denied=int(number(counters, "denied")),
     )
 
 

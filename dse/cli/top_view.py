@@ -58,6 +58,7 @@ NODES: tuple[Column, ...] = (
     Column("queue", lambda n: count(n.waiting), lambda n: _known(n.waiting), 5, 3),
     Column("open", lambda n: count(n.pending), lambda n: _known(n.pending), 5, 6),
     Column("reconn", lambda n: count(n.reconnects), lambda n: _known(n.reconnects), 6, 5),
+    Column("denied", lambda n: count(n.denied), lambda n: _known(n.denied), 6, 6),
     Column("services", lambda n: ", ".join(n.services) or "-", lambda n: len(n.services)),
 )
 

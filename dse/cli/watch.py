@@ -92,6 +92,10 @@ def run_watch(options: argparse.Namespace) -> int:
         subscribed.set()
         with contextlib.suppress(KeyboardInterrupt):
             while time.monotonic() < ends:
+                if (refused := replica.error) is not None:
+                    bar.close()
+                    print(clean(f"dse watch: Untrusted: {refused}"), file=sys.stderr)
+                    return FAILED
                 wait = min(BAR_EVERY if replica.state is ReplicaState.SYNCING else 3600.0, ends - time.monotonic())
                 try:
                     state = printer.happened.get(timeout=max(0.0, wait))

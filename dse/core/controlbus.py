@@ -6,9 +6,11 @@ import logging
 import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from dse.core.effects import Effect, Send
+from dse.core.guard import Guard
 from dse.core.info import DataServiceInfo, NodeStatus
 from dse.core.membership import Membership, NodeState, Peer, PeerEvent
 from dse.core.messages import Catalogue, CatalogueRequest, Clash, Heartbeat, Leave
@@ -29,9 +31,10 @@ _ANNOUNCE_EVERY = 0.02  # seconds, at least, between two announcements of one's 
 class Member:
     """A live peer as the rest of the node needs it: immutable, made anew when the peer's catalogue or state changes."""
 
-    __slots__ = ("instance", "node_id", "node_methods", "services", "state")
+    __slots__ = ("instance", "node_id", "node_methods", "sender", "services", "state")
 
-    def __init__(self, peer: Peer, services: dict[str, DataServiceInfo]) -> None:
+    def __init__(self, peer: Peer, services: dict[str, DataServiceInfo], key_id: str = "") -> None:
+        self.sender = Sender(key_id, peer.node_id, peer.instance)
         self.node_id = peer.node_id
         self.instance = peer.instance
         self.state = peer.state
@@ -45,8 +48,10 @@ class ControlBus:
     Runs one `Membership` machine: frames come from the transport's threads, time from the node's timer thread, and what
     the machine wants sent goes out through `control`, the node's serial queue for work that may block.
 
-    Lock: ``_changed`` protects ``_machine`` and ``_infos``; `members` and `replicas` are immutable values that are
-    replaced under it and read without.
+    Services and tables that a peer may not publish, by this node's permissions, are left out of all that it tells.
+
+    Lock: ``_changed`` protects ``_machine``, ``_infos``, ``_key_ids`` and ``_denied``; `members` and `replicas` are
+    immutable values that are replaced under it and read without.
     """
 
     def __init__(
@@ -59,7 +64,11 @@ class ControlBus:
         on_event: Callable[[list[PeerEvent]], None],
         on_clash: Callable[[str], None],
         on_resumed: Callable[[], None],
+        guard: Guard,
     ) -> None:
+        self._guard = guard
+        self._key_ids: dict[str, str] = {}  # instance -> the key that it seals with
+        self._denied: list[tuple[Sender, str, str | None]] = []  # services and tables left out, to be counted
         self._machine = machine
         self._wire = wire
         self._timers = timers
@@ -136,6 +145,8 @@ class ControlBus:
     ) -> None:
         """Take a message of the control bus."""
         machine = self._machine
+        if sender is not None and type(message) in (Heartbeat, Catalogue):
+            self._note_key(sender)
         if type(message) is Heartbeat:
             self._step(machine.heartbeat, message)
         elif type(message) is Catalogue:
@@ -147,6 +158,14 @@ class ControlBus:
         elif type(message) is Clash:
             self._step(machine.clashed, message)
 
+    def _note_key(self, sender: Sender) -> None:
+        if self._key_ids.get(sender.instance) != sender.key_id:
+            with self._changed:
+                peers = self._machine.peers
+                if len(self._key_ids) > 2 * len(peers) + 1000:
+                    self._key_ids = {each: key for each, key in self._key_ids.items() if each in peers}
+                self._key_ids[sender.instance] = sender.key_id
+
     def connected(self) -> None:
         """The transport is connected again."""
         self._step(self._machine.connected)
@@ -155,6 +174,14 @@ class ControlBus:
         """The transport lost its connection."""
         with self._changed:
             self._machine.disconnected()
+
+    def permissions_changed(self) -> None:
+        """Other rules apply: what peers offer is looked at anew."""
+        with self._changed:
+            self._rebuild([PeerEvent(peer, peer.state) for peer in self._machine.peers.values()])
+            denied, self._denied = self._denied, []
+            self._changed.notify_all()
+        self._count(denied)
 
     # What the node asks
 
@@ -236,6 +263,7 @@ class ControlBus:
                 self._changed.notify_all()
             wakeup = machine.wakeup
             resumed = machine.resumed - resumed
+            denied, self._denied = self._denied, []
         self._timers.set(self._timer, wakeup)
         if effects:
             sends = [effect for effect in effects if isinstance(effect, Send)]
@@ -244,6 +272,7 @@ class ControlBus:
                 self._wire.carry_out(sends)
             else:
                 self._control.put(lambda: self._wire.carry_out(sends))
+        self._count(denied)
         if events:
             self._on_event(events)
             if self._watchers:
@@ -260,18 +289,21 @@ class ControlBus:
         changed = {event.peer.instance: event.peer for event in events}
         for event in events:
             if event.before is event.peer.state or event.before is None:
-                self._infos[event.peer.instance] = _read_infos(event.peer)
+                self._infos[event.peer.instance] = self._let(event.peer, _read_infos(event.peer))
         touched: dict[str, list[Member]] = {}  # service_id -> its members among those that changed
         for instance, peer in changed.items():
             before = members.pop(instance, None)
             for service_id in before.services if before is not None else ():
                 touched.setdefault(service_id, [])
             if peer.live and instance in peers:
-                member = members[instance] = Member(peer, self._infos.get(instance, {}))
+                member = members[instance] = Member(
+                    peer, self._infos.get(instance, {}), self._key_ids.get(instance, "")
+                )
                 for service_id in member.services if member.state is not NodeState.JOINING else ():
                     touched.setdefault(service_id, []).append(member)
         if len(self._infos) > len(peers):  # some were forgotten
             self._infos = {instance: infos for instance, infos in self._infos.items() if instance in peers}
+            self._key_ids = {instance: key_id for instance, key_id in self._key_ids.items() if instance in peers}
         replicas, preferred = dict(self.replicas), dict(self.preferred)
         for service_id, new in touched.items():
             kept = [member for member in replicas.pop(service_id, ()) if member.instance not in changed]
@@ -281,6 +313,29 @@ class ControlBus:
                 replicas[service_id] = found
                 preferred[service_id] = [m for m in found if m.state is NodeState.JOINED] or found
         self.members, self.replicas, self.preferred = members, replicas, preferred
+
+    def _let(self, peer: Peer, infos: dict[str, DataServiceInfo]) -> dict[str, DataServiceInfo]:
+        """Return what a peer may publish of what it offers."""
+        guard = self._guard
+        if guard.rules is None:
+            return infos
+        sender = Sender(self._key_ids.get(peer.instance, ""), peer.node_id, peer.instance)
+        let = {}
+        for service_id, info in infos.items():
+            if not guard.may_publish(sender, service_id):
+                self._denied.append((sender, service_id, None))
+                continue
+            denied = [table for table in info.published_tables if not guard.may_publish(sender, service_id, table)]
+            if denied:
+                self._denied += [(sender, service_id, table) for table in denied]
+                tables = {name: columns for name, columns in info.published_tables.items() if name not in denied}
+                info = replace(info, published_tables=tables)
+            let[service_id] = info
+        return let
+
+    def _count(self, denied: list[tuple[Sender, str, str | None]]) -> None:
+        for what in denied:
+            self._guard.publishes(*what)
 
 
 def _read_infos(peer: Peer) -> dict[str, DataServiceInfo]:

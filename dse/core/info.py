@@ -120,7 +120,8 @@ class BusStatus:
 
     transport: the URL without its password. node: the one that was asked; an observer, which is not on the bus, says
     LEFT of itself. peers: by node_id. counters: what was counted since the node was made
-    (`bad_frames`, `foreign_frames`, `undeliverable`, ...).
+    (`bad_frames`, `foreign_frames`, `undeliverable`, `denied_calls`, ...). untrusted: the tables that this node wants
+    to follow and may not, as ``service.table``, and what their publisher said.
     """
 
     bus: str
@@ -129,6 +130,7 @@ class BusStatus:
     node: NodeStatus
     peers: Mapping[str, NodeStatus]
     counters: Mapping[str, int]
+    untrusted: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def nodes(self) -> dict[str, NodeStatus]:

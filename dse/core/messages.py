@@ -281,9 +281,15 @@ class Tip(Struct, array_like=True, tag=26, frozen=True):
 
 
 class NoTable(Struct, array_like=True, tag=27, frozen=True):
-    """Answer to a sync request: this node does not publish that table."""
+    """Answer to a sync request: this node does not publish that table; or, `untrusted` says, not to you.
+
+    With request 0 it answers none, and names the table: you may not follow it any more.
+    """
 
     request: int
+    untrusted: Annotated[str, Meta(max_length=2000)] = ""
+    service: Name = ""
+    table: Name = ""
 
 
 class Unsubscribe(Struct, array_like=True, tag=28, frozen=True):

@@ -9,17 +9,19 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
 from dse.core.controlbus import ControlBus
 from dse.core.figures import FIGURES, ROWS, TYPES, is_figures, is_types
+from dse.core.guard import require_own
 from dse.core.info import BusStatus, identifier
 from dse.core.keys import parse_keys
 from dse.core.messages import CONTROL, broadcast_address, instance_address, service_address
 from dse.core.methods import Method, encode_args, endpoint_methods
+from dse.core.permissions import Permission, Permissions
 from dse.core.plugins import load_transport
 from dse.core.rpc import Outcome
 from dse.core.runtime import Runtime
@@ -55,7 +57,8 @@ class Node:
     broker. services: registered at start. heartbeat_interval: seconds. workers: threads that run RPC methods.
     max_pending: requests that may wait for them. keys: of the bus, each ``id:base64`` as ``dse keygen`` prints them;
     the first seals what this node sends, what is sealed with any of them is read, and nothing else; None for a bus
-    without. node_endpoints: objects whose public methods `call_node` reaches.
+    without. permissions: who may do what, enforced by this node (``docs/permissions.md``); None allows everything to
+    who has a key. node_endpoints: objects whose public methods `call_node` reaches.
 
     Raises `InvalidUrl`, `UnknownTransport`, `MissingExtra` or `ConfigError` for what cannot work; touches no broker
     before `start`. May be stopped and started again; every start is a new *instance*.
@@ -77,6 +80,7 @@ class Node:
         workers: int = 32,
         max_pending: int = 1000,
         keys: Sequence[str] | None = None,
+        permissions: Sequence[Permission] | None = None,
         node_endpoints: Sequence[object] = (),
     ) -> None:
         self.url = TransportUrl.parse(url)
@@ -93,6 +97,7 @@ class Node:
         self.heartbeat_interval = float(heartbeat_interval)
         self.workers = workers
         self.max_pending = max_pending
+        self._rules = self._read_rules(permissions)
         self._endpoints: Mapping[str, Method] = endpoint_methods(list(node_endpoints))
         self._lock = threading.RLock()
         self._services: dict[str, DataService] = {}
@@ -122,6 +127,7 @@ class Node:
                 return
             self._clash = None
             runtime = self._runtime = self._make_runtime()
+        self._warn_of_keys()
         try:
             runtime.open()
             if not runtime.control_bus.wait_joined(JOIN_PATIENCE + self.url_timeout()):
@@ -175,7 +181,10 @@ class Node:
     # Services
 
     def register(self, service: DataService) -> None:
-        """Host a service; on a started node it starts at once. Raises `ServiceExists` for a second of its id."""
+        """Host a service; on a started node it starts at once.
+
+        Raises `ServiceExists` for a second of its id, and `Untrusted` when the node's own permissions deny it.
+        """
         self._admit(service)
         if self._runtime is not None and not self._runtime.closing:
             try:
@@ -214,6 +223,66 @@ class Node:
                 f"node {self.node_id!r} has no service {service_id!r}; it has: {self._service_names()}"
             ) from None
 
+    # Permissions
+
+    @property
+    def permissions(self) -> tuple[Permission, ...] | None:
+        """The rules that this node enforces; None when it allows everything."""
+        return self._rules.rules if self._rules is not None else None
+
+    def set_permissions(self, permissions: Sequence[Permission] | None) -> None:
+        """Enforce other rules from now on; None allows everything.
+
+        What peers publish is looked at anew, subscribers that are not allowed any more are told so, and those that are
+        now come back; a call that runs is let finish. Raises `ConfigError` for rules that cannot be used, and
+        `Untrusted` when they deny this node its own services; nothing is changed then.
+        """
+        with self._lock:
+            rules = self._read_rules(permissions)
+            for service in self._services.values():
+                require_own(rules, self.node_id, self._key_id, service.service_id, service.published_tables)
+            if rules == self._rules:
+                return
+            self._rules, runtime = rules, self._runtime
+            if runtime is not None:
+                runtime.guard.rules = rules
+        self._warn_of_keys()
+        if runtime is not None and not runtime.closing:
+            runtime.permissions_changed()
+
+    @property
+    def _key_id(self) -> str:
+        return self._keys[0].id if self._keys else ""
+
+    def require_publish(self, service_id: str, tables: Iterable[str] = ()) -> None:
+        """Raise `Untrusted` when the node's own permissions deny it a service, or a table of it."""
+        require_own(self._rules, self.node_id, self._key_id, service_id, tables)
+
+    def _warn_of_keys(self) -> None:
+        """Say which rules can never apply: what is sealed with a key that this node has not, it cannot open."""
+        unheld = self._rules.unheld_keys(self.key_ids) if self._rules is not None else []
+        if unheld:
+            named = ", ".join(f"permissions[{index}] ({key_id})" for index, key_id in unheld[:10])
+            more = f" and {len(unheld) - 10} more" if len(unheld) > 10 else ""
+            _log.warning(
+                "node %r: rules name keys that it has not, and so cannot apply: %s%s; it has: %s",
+                self.node_id, named, more, ", ".join(self.key_ids),
+            )  # fmt: skip
+
+    def _read_rules(self, permissions: Sequence[Permission] | None) -> Permissions | None:
+        if permissions is None:
+            return None
+        if not self._keys:
+            raise ConfigError(
+                "permissions need keys: without keys a frame proves nothing, and whoever reaches the broker could say "
+                "that it is any node"
+            )
+        rules = Permissions(permissions)
+        why = rules.explain("join", self._key_id, self.node_id)
+        if why:
+            raise ConfigError(f"permissions: node {self.node_id!r} (key {self._key_id!r}) may not join itself: {why}")
+        return rules
+
     # Calls
 
     def call(
@@ -228,8 +297,8 @@ class Node:
         """Call a method of any replica of a service, or of the one on `node_id`, and return its result.
 
         A replica on this node is preferred. `timeout` is in seconds. Raises `NoSuchService`, `NoSuchMethod`,
-        `InvalidArguments`, `Overloaded`, `NodeLost`, `CallTimeout`, `RemoteError` (or an exception that was registered
-        with `register_error`), `TransportUnavailable`, `FrameTooLarge`.
+        `InvalidArguments`, `Overloaded`, `Untrusted`, `NodeLost`, `CallTimeout`, `RemoteError` (or an exception that
+        was registered with `register_error`), `TransportUnavailable`, `FrameTooLarge`.
         """
         encoded = self._check_call(service_id, method, args, timeout)
         return self.runtime.client.call(service_id, method, encoded, timeout, node_id)
@@ -413,7 +482,8 @@ class Node:
         """Return this node's state and what it knows of its peers."""
         runtime = self.runtime
         own, peers = runtime.control_bus.statuses()
-        return BusStatus(self.bus, str(self.url), runtime.connected, own, peers, dict(self.counters))
+        counters, untrusted = dict(self.counters), runtime.hub.untrusted()
+        return BusStatus(self.bus, str(self.url), runtime.connected, own, peers, counters, untrusted)
 
     @property
     def control_bus(self) -> ControlBus:
@@ -475,6 +545,7 @@ class Node:
                 raise ServiceExists(f"node {self.node_id!r} hosts a service {service.service_id!r} already")
             if service.status != "stopped":
                 raise ServiceExists(f"the service {service.service_id!r} runs on another node")
+            self.require_publish(service.service_id, service.published_tables)
             self._services[service.service_id] = service
 
     def _start_service(self, service: DataService) -> Runtime:
@@ -519,6 +590,7 @@ class Node:
         member = self.runtime.control_bus.member(node_id)
         if member is None:
             raise NoSuchService(f"{service_id}: node {node_id!r} is not on the bus")
+        self.runtime.client.require_published(member, service_id)
         return instance_address(member.instance)
 
 

@@ -11,6 +11,9 @@ Rules:
 5. What changed is reported as differences in the order of the states: their sum is always the rows.
 6. SYNCING: no complete copy of the present publisher's table; LIVE: follows it; STALE: has rows, but no publisher, or
    no connection to hear one.
+7. A publisher may refuse: its permissions do not let this node follow the table. Then it goes to another publisher, one
+   after the other. When all refuse it is `untrusted`: it keeps what it has, listens to nobody, and begins anew after
+   `REFUSED` seconds, with a publisher that is new, or when one says by a tip of its own that it may.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from dse.core.messages import (
     BadFrame,
     CatchUp,
     ChangeMessage,
+    NoTable,
     PlainChange,
     PlainChunk,
     Row,
@@ -51,6 +55,7 @@ __all__ = ["Delta", "ReplicaMachine", "ReplicaState"]
 
 ASK_FIRST = 1.0  # seconds until a sync request that nobody answers is repeated
 ASK_LAST = 5.0
+REFUSED = 30.0  # seconds until publishers that refused are asked again
 BUFFER = 10_000  # changes that wait while a snapshot comes; beyond, the log is asked for them afterwards
 
 
@@ -93,6 +98,9 @@ class ReplicaMachine:
     digest: int = 0
     resyncs: int = 0
     unanswered_table: bool = False  # the publisher said that it has no such table
+    untrusted: str = ""  # why no publisher lets this node follow the table, in the words of the last one that refused
+    _known: Sequence[str] = ()  # who publishes the table
+    _refused: set[str] = field(default_factory=set)  # of these, who refused
     _rows: set[Row] = field(default_factory=set)
     _view: weakref.ref[RowsView] | None = None
     _connected: bool = True
@@ -123,22 +131,57 @@ class ReplicaMachine:
             self._view = weakref.ref(view)
         return view
 
+    def hears(self, publisher: str) -> bool:
+        """Whether what this instance says concerns the replica: it follows it, or was refused by it."""
+        return publisher == self.publisher or (bool(self.untrusted) and publisher in self._refused)
+
     # Who publishes, and the way there
 
     def publishers(self, now: float, live: Sequence[str]) -> list[Effect]:
         """The instances that publish the table now, best first."""
-        if self.publisher in live:
+        self._known = live
+        self._refused.intersection_update(live)
+        willing = [publisher for publisher in live if publisher not in self._refused]
+        if self.publisher in live and not (self.publisher in self._refused and willing):
             return []
+        self.untrusted = ""
+        return self._follow((willing or live)[0] if live else None)
+
+    def _follow(self, publisher: str | None) -> list[Effect]:
         effects = self._leave()
-        if live:
-            self.publisher = live[0]
-            self.state = ReplicaState.SYNCING
+        if publisher is not None:
+            self.publisher = publisher
+            if not self.untrusted:
+                self.state = ReplicaState.SYNCING
             self.unanswered_table = False
             if self._connected:
-                effects.append(Listen(self._address(live[0])))
+                effects.append(Listen(self._address(publisher)))
         elif self.epoch:
             self.state = ReplicaState.STALE
         return effects
+
+    def _refused_by(self, now: float, publisher: str, why: str) -> list[Effect]:
+        self._refused.add(publisher)
+        willing = [other for other in self._known if other not in self._refused]
+        if willing:
+            return self._follow(willing[0])
+        self.untrusted = why
+        self._listening = False
+        self._reset()
+        self._ask_at = now + REFUSED
+        self.state = ReplicaState.STALE if self.epoch else ReplicaState.SYNCING
+        return [Unlisten(self._address(publisher))]
+
+    def _try_again(self) -> list[Effect]:
+        """Ask those who refused: their permissions may have changed."""
+        self._refused.clear()
+        return self._follow(self._known[0] if self._known else None)
+
+    def _is_trusted(self) -> None:
+        """The publisher answers."""
+        if self.untrusted:
+            self.untrusted = ""
+            self.state = ReplicaState.SYNCING
 
     def _leave(self) -> list[Effect]:
         if self.publisher is None:
@@ -168,7 +211,8 @@ class ReplicaMachine:
         self._connected = True
         if self.publisher is None:
             return []
-        self.state = ReplicaState.SYNCING
+        if not self.untrusted:
+            self.state = ReplicaState.SYNCING
         if not self._listening:
             return [Listen(self._address(self.publisher))]
         return self._ask(now)
@@ -227,6 +271,9 @@ class ReplicaMachine:
 
     def tip(self, now: float, tip: Tip) -> list[Effect]:
         """Where the publisher stands."""
+        if self.untrusted and not self._listening and self._connected and self._ask_at < math.inf:
+            self._ask_at = math.inf
+            return self._try_again()  # heard although nobody is listened to: it was sent to this node alone
         if not self._follows:
             return []
         if tip.epoch != self.epoch or tip.seq > self.seq:
@@ -239,6 +286,7 @@ class ReplicaMachine:
         """The changes that were missing."""
         if not self._asking or message.request != self.request or message.epoch != self.epoch:
             return [], []
+        self._is_trusted()
         if message.columns != self.columns:
             return [], self._ask(now, from_scratch=True)
         deltas: list[Delta] = []
@@ -261,6 +309,7 @@ class ReplicaMachine:
         """The whole table follows."""
         if not self._asking or message.request != self.request:
             return [], []
+        self._is_trusted()
         self._asking = False
         self._loading = _Loading(message)
         self._ask_at = now + ASK_LAST
@@ -284,11 +333,17 @@ class ReplicaMachine:
         credit = SnapshotCredit(self.service, self.table, self.instance, self.request, loading.chunks)
         return [], [Send(instance_address(self.publisher), credit)]
 
-    def no_table(self, now: float, request: int) -> None:
-        """The publisher does not know the table: wait until somebody says otherwise."""
-        if self._asking and request == self.request:
+    def no_table(self, now: float, message: NoTable) -> list[Effect]:
+        """The publisher does not know the table: wait until somebody says otherwise. Or it refuses it to this node."""
+        if message.untrusted and self.publisher is not None:
+            if message.request == 0 or (self._asking and message.request == self.request):
+                # The text is the peer's, and turns up in logs.
+                why = message.untrusted if message.untrusted.isprintable() else ascii(message.untrusted)
+                return self._refused_by(now, self.publisher, why)
+        elif self._asking and message.request == self.request:
             self.unanswered_table = True
             self._patience = ASK_LAST
+        return []
 
     # Time
 
@@ -299,7 +354,12 @@ class ReplicaMachine:
 
     def tick(self, now: float) -> list[Effect]:
         """Ask again where no answer came."""
-        return self._ask(now) if now >= self._ask_at and self._connected and self._listening else []
+        if now < self._ask_at or not self._connected:
+            return []
+        if self.untrusted and not self._listening:
+            self._ask_at = math.inf
+            return self._try_again()
+        return self._ask(now) if self._listening else []
 
     # Inside
 
@@ -318,7 +378,8 @@ class ReplicaMachine:
         self._from_scratch = from_scratch or (self._from_scratch and (self._asking or self._loading is not None))
         self._loading = None
         self._asking = True
-        self.state = ReplicaState.SYNCING
+        if not self.untrusted:
+            self.state = ReplicaState.SYNCING
         self.request += 1
         self.resyncs += 1
         self._ask_at = now + self._patience

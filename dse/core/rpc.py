@@ -17,6 +17,7 @@ import msgspec
 from dse import errors
 from dse.core.calls import Call, PendingCalls
 from dse.core.controlbus import ControlBus, Member
+from dse.core.guard import Guard
 from dse.core.inline import InlineRuns
 from dse.core.membership import NodeState
 from dse.core.messages import (
@@ -241,7 +242,9 @@ class RpcClient:
         local_service: Callable[[str], bool],
         undeliverable: bool,
         first_turn: int,
+        guard: Guard,
     ) -> None:
+        self._guard = guard
         self._inline = inline
         self._node_id = node_id
         self._wire = wire
@@ -411,6 +414,8 @@ class RpcClient:
             raise NoSuchService(f"{call.service}: node {node_id!r} is not on the bus")
         if call.service is not None and call.service in member.services:
             call.handle.member = member
+        elif call.service is not None:
+            self.require_published(member, call.service)
         return member.instance
 
     def _no_service(self, call: Call) -> NoSuchService:
@@ -445,13 +450,21 @@ class RpcClient:
         """A failure came."""
         with self._lock:
             call = self._pending.calls.get(message.id)
-            if call is None or (sender is not None and not self._asked(message.id, sender)):
+            if call is None or (sender is not None and call.instance not in (None, sender.instance)):
                 return
-            if message.code == _DIRECTLY and call.instance is None:
+            denied = sender is not None and call.instance is None and not self._may_offer(call, sender)
+            if message.code == _DIRECTLY and call.instance is None and not denied:
                 call.handle.directly = sender
             not_run = message.code in (_STOPPING, "NoSuchService", _DIRECTLY) and call.handle.node_id is None
-            if not not_run:
+            if denied or not not_run:
                 self._pending.take(message.id)
+        if denied:
+            assert sender is not None
+            assert call.service is not None
+            self._guard.publishes(sender, call.service)  # counts it
+            self._wire.traffic.call_errors += 1
+            call.handle.answer.set_exception(self._not_published(sender, call.service))
+            return
         if not_run:
             self._again(call, NoSuchService(message.message))
             return
@@ -463,6 +476,17 @@ class RpcClient:
         with self._lock:
             if sender is None or self._asked(message.id, sender):
                 self._pending.accepted(message.id, message.instance, message.node_id)
+
+    def require_published(self, member: Member, service: str) -> None:
+        """Raise `Untrusted` when a node may not offer a service, by the permissions of this one."""
+        if not self._guard.may_publish(member.sender, service):
+            raise self._not_published(member.sender, service)
+
+    def _not_published(self, callee: Sender, service: str) -> Untrusted:
+        return Untrusted(
+            f"node {callee.node_id!r} (key {callee.key_id!r}) may not offer {service!r} by the permissions of node "
+            f"{self._node_id!r}: its answer would not be taken"
+        )
 
     def unknown(self, message: UnknownCall, sender: Sender | None = None) -> None:
         """The callee has no such request."""
@@ -550,9 +574,14 @@ class RpcClient:
     # Inside
 
     def _asked(self, call_id: int, sender: Sender) -> bool:
-        """Whether a call waits for this sender's answer, or the bus's choice (the lock is held)."""
+        """Whether a call waits for this sender's answer, or that of the bus's choice (the lock is held)."""
         call = self._pending.calls.get(call_id)
-        return call is not None and call.instance in (None, sender.instance)
+        if call is None or call.instance is not None:
+            return call is not None and call.instance == sender.instance
+        return self._may_offer(call, sender)
+
+    def _may_offer(self, call: Call, sender: Sender) -> bool:
+        return call.service is None or self._guard.may_publish(sender, call.service)
 
     def _lost(self, call: Call, why: str) -> None:
         """The node that had the request is gone, or lost it: whether it ran is unknown."""
@@ -692,7 +721,9 @@ class RpcServer:
         max_pending: int,
         find: Callable[[str | None], tuple[str, Mapping[str, Method]] | None],
         now: Callable[[], float],
+        guard: Guard,
     ) -> None:
+        self._guard = guard
         self._node_id = node_id
         self._wire = wire
         self._pool = pool
@@ -708,7 +739,7 @@ class RpcServer:
         self._coroutines = 0  # on the event loop, begun or not
         self._stopping = False
         self._traffic = wire.traffic
-        self.builtins: Mapping[str, Callable[[Request], None]] = {}  # methods of every node, run at once
+        self.builtins: Mapping[str, Callable[[Request, Sender | None], None]] = {}  # methods of every node, run at once
 
     def stop(self) -> None:
         """Accept no more requests."""
@@ -726,6 +757,9 @@ class RpcServer:
         """Take a request from the bus; never blocks for long. inline: the calling thread may be relieved."""
         now = self._now()
         deadline = now + request.timeout
+        if self._guard.rules is not None and not self._guard.calls(sender, request.service, request.method):
+            self._deny(request, sender)
+            return
         if self._stopping:
             self._refuse(request, _STOPPING, f"node {self._node_id!r} is stopping")
             return
@@ -736,7 +770,7 @@ class RpcServer:
         owner, methods = found
         method = methods.get(request.method)
         if method is None and request.service is None and request.method in self.builtins:
-            self.builtins[request.method](request)
+            self.builtins[request.method](request, sender)
             return
         if method is None:
             known = ", ".join(sorted(methods)) or "none"
@@ -850,8 +884,8 @@ class RpcServer:
             result = method(msgspec.msgpack.decode(request.args, type=kind))
         except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
             self._refuse(request, "InvalidArguments", f"{request.method}: {error}")
-        except NoSuchTable as error:
-            self._refuse(request, "NoSuchTable", str(error))
+        except (NoSuchTable, Untrusted) as error:
+            self._refuse(request, type(error).__name__, str(error))
         else:
             self.reply(request, result)
 
@@ -907,6 +941,13 @@ class RpcServer:
             _log.warning(
                 "dropped a cast of %s.%s by node %r: %s", request.service, request.method, request.node_id, message
             )
+
+    def _deny(self, request: Request, sender: Sender | None) -> None:
+        """Answer one that is not allowed; the guard has counted and logged it."""
+        self._wire.traffic.refused += 1
+        if request.id:
+            text = self._guard.refusal("call", sender, request.service, request.method)
+            self._send(instance_address(request.instance), Failure(request.id, Untrusted.__name__, text))
 
     def _forget(self, request: Request) -> None:
         with self._lock:

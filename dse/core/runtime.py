@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from dse.core.controlbus import ControlBus
 from dse.core.effects import Send
 from dse.core.figures import FIGURES, MOST_CELLS, MOST_FIRST_ROWS, MOST_TABLES, ROWS, TYPES, FirstRows, Traffic
+from dse.core.guard import DENIALS, Guard
 from dse.core.info import DataServiceInfo
 from dse.core.inline import InlineRuns
 from dse.core.listeners import Listeners
@@ -68,7 +69,7 @@ from dse.core.tables import Publisher, ReplicaHub
 from dse.core.threads import Engine
 from dse.core.transport import Address, ConnectionState, Delivery
 from dse.core.wire import Wire
-from dse.errors import DseError, NodeLost, NoSuchTable
+from dse.errors import DseError, NodeLost, NoSuchTable, Untrusted
 
 if TYPE_CHECKING:
     from dse.core.gate import Gate
@@ -87,6 +88,7 @@ UNLISTEN_PATIENCE = 1.0
 OFFER_PATIENCE = 60.0
 """Seconds after which a start gives up on a broker that does not answer."""
 _LOG_EVERY = 60.0  # seconds between two log lines about bad frames
+_ANSWERED = frozenset((Request, SyncRequest, Greet, Greeted))  # who may not join is told so, where it waits for that
 
 
 class Runtime:
@@ -117,6 +119,7 @@ class Runtime:
             self.wire.seal, self.wire.sender = self.gate.sealer.seal, self.gate.sealer.sender
             overhead += self.gate.sealer.overhead
         self.listeners = Listeners(self.transport)
+        self.guard = Guard(node.node_id, node._rules, node.counters, self.timers.now)
         machine = Membership(
             node.node_id, self.instance, node.heartbeat_interval, self._catalogue, engine.random, passive=node.passive
         )
@@ -129,13 +132,14 @@ class Runtime:
             self._peers_changed,
             node.clashed,
             lambda: self.hub.renew(),
+            self.guard,
         )
         largest = min(_LARGEST_CHANGE, self.transport.capabilities.max_frame - overhead)
         sizes = Sizes(largest)
         self.publisher = Publisher(
-            self.wire, self.timers, self.control, sizes, engine.unique, self._subscribers_changed
+            self.wire, self.timers, self.control, sizes, engine.unique, self._subscribers_changed, self.guard
         )
-        self.hub = ReplicaHub(self.wire, self.listeners, self.timers, self.control, self._publishers_of)
+        self.hub = ReplicaHub(self.wire, self.listeners, self.timers, self.control, self._publishers_of, self.guard)
         inline = InlineRuns(self.transport, self.timers, self.workers)
         self._inline = inline.possible
         self.client = RpcClient(
@@ -149,14 +153,25 @@ class Runtime:
             self._hosts.__contains__,
             self.reports_undeliverable,
             engine.random.randrange(1 << 16),
+            self.guard,
         )
         self.server = RpcServer(
-            node.node_id, self.wire, self.workers, self.loop, inline, node.max_pending, self._find, self.timers.now
+            node.node_id,
+            self.wire,
+            self.workers,
+            self.loop,
+            inline,
+            node.max_pending,
+            self._find,
+            self.timers.now,
+            self.guard,
         )
         self.server.builtins = {
-            FIGURES: lambda request: self.server.reply(request, self.figures()),
-            TYPES: lambda request: self.server.reply(request, self.types()),
-            ROWS: lambda request: self.server.run_builtin(request, FirstRows, self.first_rows),
+            FIGURES: lambda request, _: self.server.reply(request, self.figures()),
+            TYPES: lambda request, _: self.server.reply(request, self.types()),
+            ROWS: lambda request, sender: self.server.run_builtin(
+                request, FirstRows, lambda wanted: self.first_rows(wanted, sender)
+            ),
         }
         self._started = self.timers.now()
         self._handlers = self._make_handlers()
@@ -273,6 +288,12 @@ class Runtime:
                 f"the service {service_id!r} publishes no table {table!r}; it publishes: {', '.join(known) or 'none'}"
             )
 
+    def permissions_changed(self) -> None:
+        """The guard has other rules: apply them to what is under way as well."""
+        self.control_bus.permissions_changed()
+        self.publisher.permissions_changed()
+        self.hub.published()
+
     def figures(self) -> dict[str, Any]:
         """Return what the node can tell of itself, as plain dicts; reads without a lock, so it waits for nobody.
 
@@ -293,6 +314,7 @@ class Runtime:
                 "disconnects": counters["disconnects"],
                 "syncs": self.hub.syncs(),
                 "undeliverable": counters["undeliverable"],
+                "denied": sum(counters[each] for each in DENIALS),
                 "bad_frames": counters["bad_frames"] + counters["foreign_frames"],
             },
             "gauges": {
@@ -319,8 +341,10 @@ class Runtime:
         rows = max(1, MOST_CELLS // max(1, sum(len(table.columns) for table in published)))
         return {f"{table.service_id}:{table.name}": table.types(rows) for table in published}
 
-    def first_rows(self, wanted: FirstRows) -> dict[str, Any]:
-        """Return some rows of a table published here, and how many it has; raises `NoSuchTable`."""
+    def first_rows(self, wanted: FirstRows, sender: Sender | None) -> dict[str, Any]:
+        """Return some rows of a table published here, and how many it has; raises `NoSuchTable`, `Untrusted`."""
+        if not self.guard.subscribes(sender, wanted.service, wanted.table):
+            raise Untrusted(self.guard.refusal("subscribe", sender, wanted.service, wanted.table))
         host = self.node.hosts.get(wanted.service)
         table = host.service.published_tables.get(wanted.table) if host is not None else None
         if table is None:
@@ -424,11 +448,16 @@ class Runtime:
             self._dispatch(address, message, sender)
 
     def _is_believed(self, address: Address, frame: bytes, message: Message, sender: Sender) -> bool:
-        """Whether an opened frame is to be handled: it says who sent it, and is nothing that others may run too."""
+        """Whether an opened frame is to be handled.
+
+        It says who sent it, is of somebody who may be on the bus, and is nothing that others may run too.
+        """
         if not speaks_for(message, sender.node_id, sender.instance):
             assert self.gate is not None
             why = f"{sender.instance!a} speaks for somebody else in a {type(message).__name__}"
             self.gate.refuse("impostor", address, frame, why)
+            return False
+        if self.guard.rules is not None and type(message) not in _ANSWERED and not self.guard.joins(sender):
             return False
         if address.delivery is Delivery.ANYCAST:
             # Shown to another replica, it would run there as well: the caller is to send it to this one alone.

@@ -164,6 +164,9 @@ class DataService:
         on_state: gets each new state of the replica, in order with the changes: LIVE comes after the rows that made it
         complete. patient: wait for the table, too, as for a service that is not there yet; otherwise `NoSuchTable` is
         raised when the service is there, on every known node, without such a table.
+
+        Whether this node may follow the table its publisher decides, a moment later: `Replica.wait` raises `Untrusted`
+        then, and `Replica.error` is one.
         """
         return self._running().subscribe(service_id, table, callback, on_state, patient)
 
@@ -176,9 +179,12 @@ class DataService:
 
         For tables that are known only at run time; those that are known earlier are declared as `Table`, which says
         what `pending` means. `rows` are in it before anybody sees it. Raises `ConfigError` for a name or column that is
-        no identifier, `RowError`, and `TableError` when there is a table of that name.
+        no identifier, `RowError`, `TableError` when there is a table of that name, and `Untrusted` when the node's own
+        permissions deny it.
         """
         declared = Table(*columns)
+        if self._host is not None:
+            self._host.node.require_publish(self.service_id, [name])
         table = PublishedTable(self.service_id, identifier("table name", name), declared.columns, pending)
         table.insert(rows)
         with self._tables_lock:

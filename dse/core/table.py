@@ -21,7 +21,7 @@ from dse.core.replica import Delta, ReplicaState
 from dse.core.rows import RowsView, found_types
 from dse.core.tablelog import Sizes, TableLog
 from dse.core.transport import Delivery
-from dse.errors import ConfigError, TableError
+from dse.errors import ConfigError, TableError, Untrusted
 
 if TYPE_CHECKING:
     from dse.core.service import DataService
@@ -247,6 +247,15 @@ class PublishedTable:
         """A node says whether it subscribes, and where its replica stands."""
         self._serve(lambda log, now: log.renew(now, instance, held))
 
+    def known_subscribers(self) -> list[str]:
+        """Return who subscribes, or would again if its node were heard."""
+        with self._lock:
+            return self._log.known_subscribers()
+
+    def invite(self, instance: str) -> None:
+        """A node that was refused may subscribe after all."""
+        self._serve(lambda log, now: log.invite(instance))
+
     def drop(self, instance: str) -> None:
         """A subscriber said goodbye, or its node did."""
 
@@ -413,6 +422,8 @@ class Shared(Protocol):
     def version(self) -> tuple[str, int]: ...
     @property
     def loading(self) -> tuple[int, int] | None: ...
+    @property
+    def untrusted(self) -> str: ...
     def view(self) -> RowsView: ...
     def contains(self, row: object) -> bool: ...
     def count(self) -> int: ...
@@ -485,10 +496,21 @@ class Replica:
         """While the whole table is on its way: how many of its rows have come, and how many there are; else None."""
         return self._shared.loading
 
+    @property
+    def error(self) -> Untrusted | None:
+        """Why no publisher lets this node follow the table; None where that is not so.
+
+        The replica keeps the rows that it had, STALE. It asks again every half minute, and at once when a publisher's
+        permissions have changed.
+        """
+        why = self._shared.untrusted
+        return Untrusted(why) if why else None
+
     def wait(self, until: ReplicaState | Callable[[Replica], object], timeout: float = 10.0) -> bool:
         """Wait for a state, or until a predicate of this replica is true; return True.
 
-        Raises `TimeoutError` after `timeout` seconds, saying how the replica stands.
+        Raises `Untrusted` as soon as every publisher has refused, and `TimeoutError` after `timeout` seconds, saying
+        how the replica stands.
         """
         deadline = time.monotonic() + timeout
         condition = self._shared.changed
@@ -499,6 +521,8 @@ class Replica:
                 generation = self._generation()
             if (self.state is until) if isinstance(until, ReplicaState) else until(self):
                 return True
+            if (error := self.error) is not None:
+                raise error
             with condition:
                 left = deadline - time.monotonic()
                 if left <= 0 or not condition.wait_for(partial(self._moved_on, generation), left):
@@ -512,7 +536,7 @@ class Replica:
         return self._generation() != since
 
     def _generation(self) -> object:
-        return (self._shared.state, self._shared.version, self._shared.count())
+        return (self._shared.state, self._shared.version, self._shared.count(), self._shared.untrusted)
 
     # The node's side
 

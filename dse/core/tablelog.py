@@ -299,6 +299,14 @@ class TableLog:
         self._tip_at = min(self._tip_at, now + TIP_FIRST)
         return [self._send_tip_to(instance)]
 
+    def known_subscribers(self) -> list[str]:
+        """Who subscribes, or would again if its node were heard."""
+        return [*self.subscribers, *self._lapsed]
+
+    def invite(self, instance: str) -> list[Send]:
+        """One that was refused may subscribe after all: it asks when it hears the tip."""
+        return [self._send_tip_to(instance)]
+
     def drop(self, instance: str) -> None:
         """A subscriber said goodbye, or its node did."""
         self._lapsed.pop(instance, None)

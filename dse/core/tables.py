@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dse.core.effects import Effect, Listen, Send, Unlisten
+from dse.core.guard import Guard
 from dse.core.messages import (
     CatchUp,
     ChangeMessage,
@@ -40,13 +42,18 @@ if TYPE_CHECKING:
 
 __all__ = ["Publisher", "ReplicaHub"]
 
+_log = logging.getLogger("dse.node")
+
 HOLD = 0.001  # seconds that changes which come fast are held back at most, so that they go out together
 RENEW = 20.0  # seconds between two renewals of all subscriptions
 MAX_ORPHANS = 10_000
+MAX_DENIED = 1000  # nodes per table that are told when they may follow it after all
 
 
 class Publisher:
     """The tables this node publishes, by (service, table).
+
+    Who asks is let in by the node's permissions; where there are no keys it is None, and let in.
 
     Lock: ``_lock`` protects its dicts, ``_held``, ``_release_set`` and ``_connected``.
     """
@@ -59,8 +66,12 @@ class Publisher:
         sizes: Sizes,
         unique: Callable[[], str],
         on_subscribers: Callable[[PublishedTable, bool], None],
+        guard: Guard,
     ) -> None:
         self.instance = wire.instance
+        self._guard = guard
+        self._asked_by: dict[str, Sender] = {}  # instance -> whose it is, of those that follow or followed a table
+        self._denied: dict[tuple[str, str], dict[str, Sender]] = {}  # who may not follow it, the latest last
         self.sizes = sizes
         self._unique = unique
         self._wire = wire
@@ -92,6 +103,8 @@ class Publisher:
             self._timers_of[table] = self._timers.timer(lambda: self._control.put(table.tick))
             until, orphans = self._orphans.pop((table.service_id, table.name), (0.0, []))
             connected = self._connected
+            if self._guard.rules is not None:
+                orphans = [each for each in orphans if self._still_subscribes(each, table)]
         table.attach(self, orphans if self.now() < until else [])
         if not connected:
             table.disconnected()
@@ -104,6 +117,7 @@ class Publisher:
                 return
             if self._tables.get((table.service_id, table.name)) is table:
                 del self._tables[table.service_id, table.name]
+                self._denied.pop((table.service_id, table.name), None)
         self._timers.cancel(timer)
         table.flush()
         subscribers = table.detach()
@@ -176,14 +190,19 @@ class Publisher:
 
     def sync_requested(self, message: SyncRequest, sender: Sender | None = None) -> None:
         """A replica asks to be brought up to date."""
-        table = self._tables.get((message.service, message.table))
+        key = (message.service, message.table)
+        if not self._lets_in(sender, *key):
+            self._refuse(message.instance, NoTable(message.request, self._refusal(sender, *key)))
+            return
+        table = self._tables.get(key)
         if table is None:
             self._wire.carry_out([Send(instance_address(message.instance), NoTable(message.request))])
-        else:
-            table.sync(message)
+            return
+        table.sync(message)
+        self._look_again(sender, table)
 
     def credited(self, message: SnapshotCredit, sender: Sender | None = None) -> None:
-        """A replica has so many chunks."""
+        """A replica has so many chunks: of a snapshot that it was let have."""
         table = self._tables.get((message.service, message.table))
         if table is not None:
             table.credit(message.instance, message.request, message.received)
@@ -200,10 +219,77 @@ class Publisher:
         with self._lock:
             tables = list(self._tables.items())
         for key, table in tables:
-            table.renew(message.instance, held.get(key))
+            stands = held.get(key)
+            if stands is not None and not self._lets_in(sender, *key):
+                self._refuse(message.instance, NoTable(0, self._refusal(sender, *key), *key))
+                stands = None
+            table.renew(message.instance, stands)
+            if stands is not None:
+                self._look_again(sender, table)
+
+    # Who may
+
+    def _look_again(self, sender: Sender | None, table: PublishedTable) -> None:
+        """Let go of one that was let in by rules which were replaced meanwhile."""
+        key = (table.service_id, table.name)
+        if sender is not None and not self._guard.may_subscribe(sender, *key):
+            table.drop(sender.instance)
+            self._lets_in(sender, *key)  # counts, and remembers it
+            self._refuse(sender.instance, NoTable(0, self._refusal(sender, *key), *key))
+
+    def _lets_in(self, sender: Sender | None, service: str, table: str) -> bool:
+        allowed = self._guard.subscribes(sender, service, table)
+        if sender is None:
+            return allowed
+        if allowed:
+            with self._lock:
+                if len(self._asked_by) >= MAX_ORPHANS and sender.instance not in self._asked_by:
+                    self._asked_by.pop(next(iter(self._asked_by)))
+                self._asked_by[sender.instance] = sender
+            return True
+        with self._lock:
+            if (service, table) in self._tables:
+                denied = self._denied.setdefault((service, table), {})
+                denied.pop(sender.instance, None)
+                denied[sender.instance] = sender
+                if len(denied) > MAX_DENIED:
+                    del denied[next(iter(denied))]
+        return False
+
+    def _refusal(self, sender: Sender | None, service: str, table: str) -> str:
+        return self._guard.refusal("subscribe", sender, service, table)
+
+    def _refuse(self, instance: str, answer: NoTable) -> None:
+        self._wire.carry_out([Send(instance_address(instance), answer)])
+
+    def _still_subscribes(self, instance: str, table: PublishedTable) -> bool:
+        """Whether a subscriber may go on (the lock is held); one of whom nobody knows whose it is asks again."""
+        sender = self._asked_by.get(instance)
+        return sender is not None and self._guard.may_subscribe(sender, table.service_id, table.name)
+
+    def permissions_changed(self) -> None:
+        """Other rules apply: who may not follow a table any more is told so, and who may after all."""
+        for table in self._all():
+            key = (table.service_id, table.name)
+            subscribers = table.known_subscribers()
+            with self._lock:
+                gone = [each for each in subscribers if not self._still_subscribes(each, table)]
+                whose = {each: self._asked_by.get(each) for each in gone}
+                denied = self._denied.pop(key, {})
+                invited = [each for each in denied.values() if self._guard.may_subscribe(each, *key)]
+                still = {each.instance: each for each in denied.values() if each not in invited}
+                if still and key in self._tables:
+                    self._denied[key] = still
+            for instance, sender in whose.items():
+                table.drop(instance)
+                self._look_again(sender, table)
+            for sender in invited:
+                table.invite(sender.instance)
 
     def nodes_left(self, instances: Sequence[str]) -> None:
         """Nodes said goodbye, and their subscriptions ended."""
+        with self._lock:
+            self._forget(instances)
         for table in self._all():
             for instance in instances:
                 table.drop(instance)
@@ -212,11 +298,19 @@ class Publisher:
         """Nodes are taken for dead; they may be heard again."""
         now = self._timers.now()
         with self._lock:
+            self._forget([instance for instance, until in self._dead.items() if until <= now])
             self._dead = {instance: until for instance, until in self._dead.items() if until > now}
             self._dead |= dict.fromkeys(instances, now + LEASE)
         for table in self._all():
             for instance in instances:
                 table.lapse(instance)
+
+    def _forget(self, instances: Sequence[str]) -> None:
+        """Forget whose instances these were (the lock is held)."""
+        for instance in instances:
+            self._asked_by.pop(instance, None)
+            for denied in self._denied.values():
+                denied.pop(instance, None)
 
     def nodes_heard(self, instances: Sequence[str]) -> None:
         """Nodes live: those that were taken for dead subscribe to what they subscribed to before."""
@@ -275,6 +369,10 @@ class _SharedReplica:
             return self.machine.version
 
     @property
+    def untrusted(self) -> str:
+        return self.machine.untrusted
+
+    @property
     def loading(self) -> tuple[int, int] | None:
         with self.changed:
             return self.machine.loading
@@ -302,8 +400,10 @@ class ReplicaHub:
         timers: Timers,
         control: SerialQueue,
         publishers_of: Callable[[str, str], list[str]],
+        guard: Guard,
     ) -> None:
         self._wire = wire
+        self._guard = guard
         self._listeners = listeners
         self._timers = timers
         self._control = control
@@ -420,7 +520,7 @@ class ReplicaHub:
     def heard(self, address: Address, message: ChangeMessage | Changes | Tip, sender: Sender | None = None) -> None:
         """A change, several or a tip, at a table's address."""
         shared = self._by_address.get(address)
-        if shared is None:
+        if shared is None or not self._publishes(sender, shared):
             return
         if isinstance(message, ChangeMessage):
             self._step(shared, lambda m, now: m.change(now, message))
@@ -432,25 +532,35 @@ class ReplicaHub:
     def answered(
         self, message: CatchUp | SnapshotBegin | SnapshotChunk | NoTable, sender: Sender | None = None
     ) -> None:
-        """An answer to a sync request."""
-        shared = self._by_number.get(message.request >> 32)
-        if shared is not None:
-            # On a bus with keys, of whoever was asked alone.
-            self._step(
-                shared,
-                lambda m, now: (
-                    _answer(m, now, message) if sender is None or sender.instance == m.publisher else ([], [])
-                ),
-            )
+        """An answer to a sync request; or, of one that names the table, the end of a subscription."""
+        if isinstance(message, NoTable) and not message.request:
+            shared = self._shared.get((message.service, message.table))
+        else:
+            shared = self._by_number.get(message.request >> 32)
+        if shared is not None and self._publishes(sender, shared):
+            self._step(shared, lambda m, now: _answer(m, now, message))
 
     def tipped(self, _: Address, message: Tip, sender: Sender | None = None) -> None:
         """A tip for this node alone, in answer to a renewal."""
         shared = self._shared.get((message.service, message.table))
-        if shared is not None:
-            self._step(
-                shared,
-                lambda m, now: ([], m.tip(now, message) if sender is None or sender.instance == m.publisher else []),
-            )
+        if shared is not None and self._publishes(sender, shared, alone=True):
+            self._step(shared, lambda m, now: ([], m.tip(now, message)))
+
+    def _publishes(self, sender: Sender | None, shared: _SharedReplica, *, alone: bool = False) -> bool:
+        """Whether it is the publisher that this replica follows, and may publish the table.
+
+        alone: it may be another one that refused it, for that is how it tells that it does no more.
+        """
+        if sender is None and self._guard.rules is None:
+            return True
+        machine = shared.machine
+        heard = sender is None or sender.instance == machine.publisher or (alone and machine.hears(sender.instance))
+        return heard and self._guard.publishes(sender, machine.service, machine.table)
+
+    def untrusted(self) -> dict[str, str]:
+        """Return the tables that this node may not follow, as ``service.table``, and what the publisher said."""
+        held = [shared.machine for shared in self._all()]
+        return {f"{m.service}.{m.table}": m.untrusted for m in held if m.untrusted}
 
     # Inside
 
@@ -480,19 +590,22 @@ class ReplicaHub:
             if shared.closed:
                 return
             machine = shared.machine
-            before = machine.state
+            before, trusted = machine.state, not machine.untrusted
             deltas, effects = step(machine, self._timers.now())
+            refused = trusted and machine.untrusted
             for delta in deltas:
                 for handle in shared.handles:
                     handle.deliver(delta)
             if machine.state is not before:
                 for handle in shared.handles:
                     handle.turned(machine.state)
-            if deltas or machine.state is not before:
+            if deltas or refused or machine.state is not before:
                 shared.changed.notify_all()
             if machine.wakeup != shared.wakeup:
                 shared.wakeup = machine.wakeup
                 self._timers.set(shared.timer, shared.wakeup)
+        if refused:
+            _log.error("%s.%s cannot be followed: %s", machine.service, machine.table, refused)
         if effects:
             self._carry_out(shared, effects)
 
@@ -533,7 +646,7 @@ class ReplicaHub:
         for shared in self._all():
             with shared.changed:
                 m = shared.machine
-                if m.publisher is not None:
+                if m.publisher is not None and not m.untrusted:
                     held.setdefault(m.publisher, []).append((m.service, m.table, m.epoch, m.seq))
         self._wire.carry_out(Send(instance_address(p), Renew(self._wire.instance, subs)) for p, subs in held.items())
 
@@ -549,5 +662,5 @@ def _answer(
         case SnapshotChunk():
             return machine.snapshot_chunk(now, message)
         case NoTable():
-            machine.no_table(now, message.request)
+            return [], machine.no_table(now, message)
     return [], []

@@ -268,7 +268,7 @@ columns = { a = "integer" }
         ) == [
             "1: transport: is missing; it is a string",
             "1: transprt: unknown key; did you mean 'transport'? Known are bus, heartbeat_interval, keys, keys_file, "
-            "log, max_pending, node_id, services, transport, workers",
+            "log, max_pending, node_id, permissions, services, transport, workers",
             "2: bus: must be a string, not an integer",
             "3: node_id: a node_id is printable text of 1 to 200 characters, not ''",
             "4: heartbeat_interval: heartbeat_interval is 0.01 to 3600 seconds, not 0.0",

@@ -303,7 +303,7 @@ class Lossy(RuleBasedStateMachine):
             case SnapshotChunk():
                 deltas, effects = machine.snapshot_chunk(self.now, message)
             case NoTable():
-                machine.no_table(self.now, message.request)
+                assert not machine.no_table(self.now, message)
             case _:
                 raise AssertionError(message)
         subscriber.took(deltas)

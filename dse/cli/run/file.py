@@ -6,7 +6,7 @@ import os
 import re
 import stat
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -19,9 +19,11 @@ from dse.cli.run.lines import find_lines
 from dse.cli.run.problems import BAD, FileError, Problem, Problems
 from dse.cli.run.redact import SECRET_NAME, Redactor
 from dse.cli.run.services import ServiceSpec, check_services
+from dse.core.guard import require_own
 from dse.core.node import Node
+from dse.core.permissions import Permission, Permissions
 from dse.core.url import TransportUrl
-from dse.errors import ConfigError, DseError
+from dse.errors import ConfigError, DseError, Untrusted
 
 __all__ = ["LogOptions", "NodeOptions", "RunFile", "read_run_file"]
 
@@ -32,7 +34,7 @@ DEEPEST = 40
 """Tables and arrays within each other."""
 
 _PLACE = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)\Z")
-_PUBLIC = ("node_id", "bus", "log")  # what comes from the environment there is a name, and no secret
+_PUBLIC = ("node_id", "bus", "log", "permissions")  # what comes from the environment there is a name, and no secret
 
 
 @dataclass(frozen=True)
@@ -55,10 +57,21 @@ class NodeOptions:
     max_pending: int = 1000
     keys: list[str] | None = field(default=None, repr=False)
     keys_file: Path | None = None
+    permissions: list[Permission] | None = None
 
     def changes(self, other: NodeOptions) -> list[str]:
         """Return the names of the options that differ."""
         return [each.name for each in fields(self) if getattr(self, each.name) != getattr(other, each.name)]
+
+    def denied(self, service_id: str, tables: Iterable[str], node_id: str) -> str:
+        """Say why the permissions do not let this node, by that name, publish a service; '' when they do."""
+        if self.permissions is None or not self.keys:
+            return ""
+        try:
+            require_own(Permissions(self.permissions), node_id, self.keys[0].partition(":")[0], service_id, tables)
+        except Untrusted as error:
+            return str(error)
+        return ""
 
     def make(self, node_id: str | None = None) -> Node:
         """Return a new node without services. node_id: its name when the file gives none."""
@@ -205,7 +218,11 @@ def _check(
     top = convert_fields(expanded.data, [*record_fields(NodeOptions), *_TABLES], (), context, what="key")
     options = {each.name: top[each.name] for each in fields(NodeOptions) if each.name in top}
     _read_keys(options, context, mode)
-    _try_node({name: value for name, value in options.items() if name != "keys_file"}, context)
+    rules = options.get("permissions")
+    apart = ("keys_file", "permissions")
+    judged = _try_node({name: value for name, value in options.items() if name not in apart}, context)
+    if rules is not None and rules is not BAD:
+        _try_permissions(rules, options, judged, context)
     log = top.get("log", {})
     log_options = (
         convert_fields(log, record_fields(LogOptions), ("log",), context, what="key") if log is not BAD else {}
@@ -214,7 +231,12 @@ def _check(
     specs = check_services(services, ("services",), context) if services is not BAD else {}
     if problems.found:
         return None
-    return NodeOptions(**options), LogOptions(**log_options), specs
+    node = NodeOptions(**options)
+    name = node.node_id or Node("fake://").node_id  # one like that which it will draw
+    for spec in specs.values():
+        if why := node.denied(spec.service_id, spec.cls._declared, name):
+            problems.add(("services", spec.service_id), why)
+    return (node, LogOptions(**log_options), specs) if not problems.found else None
 
 
 def _read_keys(options: dict[str, Any], context: Context, mode: int) -> None:
@@ -234,8 +256,8 @@ def _read_keys(options: dict[str, Any], context: Context, mode: int) -> None:
             context.problems.add(("keys",), f"{error}, or keep them in a keys_file of their own")
 
 
-def _try_node(options: Mapping[str, Any], context: Context) -> None:
-    """Have `Node` judge each option by itself, so that all that it refuses is found."""
+def _try_node(options: Mapping[str, Any], context: Context) -> dict[str, Any]:
+    """Have `Node` judge each option by itself, so that all that it refuses is found; return those that are right."""
     usable = {name: value for name, value in options.items() if value is not BAD}
     url = usable.pop("transport", None)
     if url is not None:
@@ -244,8 +266,26 @@ def _try_node(options: Mapping[str, Any], context: Context) -> None:
         except DseError as error:
             context.problems.add(("transport",), str(error))
             url = None
+    right = {}
     for name, value in usable.items():
         try:
             Node(url or "fake://", **{name: value})
+            right[name] = value
         except DseError as error:
             context.problems.add((name,), str(error))
+    return right
+
+
+def _try_permissions(
+    rules: list[Permission], options: Mapping[str, Any], right: Mapping[str, Any], context: Context
+) -> None:
+    """Have `Node` judge the rules with the keys and node_id that they are for, unless those are wrong themselves."""
+    with_keys = options.get("keys") is not None or options.get("keys_file") is not None
+    needed = [name for name, given in (("keys", with_keys), ("node_id", options.get("node_id") is not None)) if given]
+    try:
+        if all(name in right for name in needed):
+            Node("fake://", permissions=rules, **{name: right[name] for name in needed})
+        else:
+            Permissions(rules)
+    except DseError as error:
+        context.problems.add(("permissions",), str(error).removeprefix("permissions: "))

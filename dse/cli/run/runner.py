@@ -214,10 +214,19 @@ class Runner:
         _log.info("the service %r has stopped", service_id)
 
     def _change_services(self, file: RunFile, changes: Changes) -> None:
+        assert self._node is not None
         failed: list[str] = []
+        for spec in file.services.values() if changes.permissions else ():
+            if why := file.node.denied(spec.service_id, spec.cls._declared, self._node.node_id):
+                _log.error("reload: %s; nothing is changed", why)
+                return
         for service_id in changes.removed:
             self._check_stop()
             self._unhost(service_id)
+        if changes.permissions and not self._apply_permissions(file):
+            failed.append("permissions")
+            assert self._file is not None
+            file = replace(file, node=replace(file.node, permissions=self._file.node.permissions))
         for service_id in changes.changed:
             self._check_stop()
             before = self._running[service_id]
@@ -236,11 +245,21 @@ class Runner:
                 ("stopped", changes.removed),
                 ("restarted", [each for each in changes.changed if each not in failed]),
                 ("started", [each for each in changes.added if each not in failed]),
+                ("enforces other", ["permissions"] if changes.permissions and "permissions" not in failed else []),
                 ("failed:", failed),
             )
             if ids
         ]
         _log.log(logging.ERROR if failed else logging.INFO, "reloaded %s: %s", self._path, "; ".join(parts))
+
+    def _apply_permissions(self, file: RunFile) -> bool:
+        assert self._node is not None
+        try:
+            self._node.set_permissions(file.node.permissions)
+        except DseError as error:
+            _log.error("reload: %s; the permissions stay as they were", error)
+            return False
+        return True
 
     def _try_host(self, spec: ServiceSpec, otherwise: str) -> bool:
         try:
