@@ -28,6 +28,7 @@ __all__ = [
     "print_json",
     "print_table",
     "quiet_log",
+    "where_options",
 ]
 
 FAILED = 1
@@ -47,6 +48,12 @@ def json_option(parser: argparse.ArgumentParser) -> None:
 
 def bus_options(parser: argparse.ArgumentParser) -> None:
     """Add what leads to a bus, and `--json`."""
+    where_options(parser)
+    json_option(parser)
+
+
+def where_options(parser: argparse.ArgumentParser) -> None:
+    """Add what leads to a bus."""
     parser.add_argument(
         "--transport",
         metavar="URL",
@@ -57,7 +64,6 @@ def bus_options(parser: argparse.ArgumentParser) -> None:
         "--bus", metavar="NAME", default=os.environ.get("DSE_BUS") or "dse", help="the bus (default: $DSE_BUS or dse)"
     )
     keys_option(parser)
-    json_option(parser)
 
 
 @contextlib.contextmanager

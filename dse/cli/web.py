@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import sys
 import threading
 from pathlib import Path
 
-from dse.cli.bus import CODES, observing
+from dse.cli.bus import CODES, observing, where_options
 
 __all__ = ["add_command"]
 
@@ -23,15 +22,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "(/api/openapi.json describes them). Without options it listens on this machine alone and allows no calls.",
         epilog=f"A token: dse web --make-token NAME --scope read,call >> tokens, then --tokens tokens. {CODES}",
     )
-    parser.add_argument(
-        "--transport",
-        metavar="URL",
-        default=os.environ.get("DSE_TRANSPORT"),
-        help="the broker, as in redis://localhost (default: $DSE_TRANSPORT)",
-    )
-    parser.add_argument(
-        "--bus", metavar="NAME", default=os.environ.get("DSE_BUS") or "dse", help="the bus (default: $DSE_BUS or dse)"
-    )
+    where_options(parser)
     parser.add_argument("--host", default="127.0.0.1", help="where to listen (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8420, metavar="N", help="default: 8420; 0 is any that is free")
     parser.add_argument(
@@ -60,7 +51,6 @@ def _web(options: argparse.Namespace) -> int:
         print(line)
         return 0
     checked = Options(options.host, options.port, options.name, options.tokens, options.allow, Limits())
-    options.json = False
     ended = threading.Event()
     with observing(options) as observer, Gateway(observer, checked) as gateway:
         print(f"the bus {options.bus} is on {gateway.url} until Ctrl-C", file=sys.stderr, flush=True)

@@ -417,6 +417,18 @@ class TestSubscriptions:
         assert service.secrets.subscribers == 1
         assert count(host, "denied_subscriptions") == 1
 
+    def test_a_first_look_at_rows_is_for_those_who_may_follow_them(self, bus: Bus) -> None:
+        bus.node("host", service := Host(), permissions=self.RULES)
+        service.secrets.insert([("swordfish",)])
+        service.sockets.insert([(80,)])
+        web, ops = bus.node("web"), bus.node("ops")
+        for node in (web, ops):
+            node.wait_for("host", DEADLINE)
+        with pytest.raises(Untrusted, match=r"subscribe to host\.secrets"):
+            web.first_rows("host", "secrets", 10, DEADLINE)
+        assert web.first_rows("host", "sockets", 10, DEADLINE) == ([(80,)], 1)
+        assert ops.first_rows("host", "secrets", 10, DEADLINE) == ([("swordfish",)], 1)
+
     def test_it_is_logged_once_and_asked_again_only_after_long(
         self, bus: Bus, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -191,6 +191,8 @@ class Tables:
     async def _wait_known(self, followed: Followed, service_id: str, table: str) -> None:
         end = self._loop.time() + _PATIENCE
         while not followed.feed.known and not followed.gone:
+            if followed.replica is not None and followed.replica.error is not None:
+                raise Refused(403, "Untrusted", f"the gateway may not follow it: {followed.replica.error}")
             left = end - self._loop.time()
             if left <= 0:
                 raise Refused(
