@@ -23,8 +23,9 @@ from redis import exceptions as redis_errors
 
 from dse.core.outbox import Outbox
 from dse.core.receiving import Turn
+from dse.core.sockets import unavailable
 from dse.core.transport import Address
-from dse.transports._redis_wire import MORE, Endpoint, ServerAway, Wire, Word, pack, unavailable
+from dse.transports._redis_wire import MORE, Endpoint, ServerAway, Wire, Word, pack
 
 __all__ = ["LIST_EXPIRY_MS", "Awaited", "Link", "Popper", "Scripts"]
 

@@ -26,11 +26,12 @@ from redis.exceptions import RedisError
 
 from dse.core.connection import BrokerTransport, Session, flag, wire_name
 from dse.core.receiving import Turn
+from dse.core.sockets import unavailable
 from dse.core.transport import Address, Capabilities, Delivery, TransportEvents, TransportUrl
 from dse.errors import InvalidUrl, TransportUnavailable
 from dse.transports._redis_discovery import Found, find_cluster, find_master
 from dse.transports._redis_link import Link, Popper, Scripts
-from dse.transports._redis_wire import Endpoint, unavailable
+from dse.transports._redis_wire import Endpoint
 
 __all__ = ["RedisTransport"]
 
@@ -90,7 +91,7 @@ class RedisTransport(BrokerTransport):
     def sentinel_endpoint(self, host: str, port: int | None) -> Endpoint:
         """Return how one Sentinel is connected to."""
         username, password = self.given.get("sentinel_username"), self.given.get("sentinel_password")
-        return Endpoint(host, port or _SENTINEL_PORT, username, password, tls=self.tls)
+        return Endpoint(host, port or _SENTINEL_PORT, username, password, tls=self.tls, resp3=False)
 
     def _tls_context(self) -> ssl.SSLContext | None:
         given = {name: value for name, value in self.given.items() if name.startswith("ssl")}

@@ -24,12 +24,13 @@ from typing import Any, ClassVar
 
 from dse.core.connection import JOIN_TIMEOUT, BrokerTransport, Session, flag, wire_name
 from dse.core.receiving import Turn
+from dse.core.sockets import unavailable
 from dse.core.transport import Address, Capabilities, Delivery, TransportEvents
 from dse.core.url import TransportUrl
 from dse.errors import ConfigError, InvalidUrl, TransportError, TransportUnavailable
 from dse_nats._cluster import Others
 from dse_nats._link import Link
-from dse_nats._wire import Endpoint, NotPossible, unavailable
+from dse_nats._wire import Endpoint, NotPossible
 from dse_nats.local import Membership
 from dse_nats.protocol import NotNats
 
