@@ -19,6 +19,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+from dse.core.tls import NoHandshake, Tls, speaks_tls
 from dse.errors import TransportUnavailable
 
 __all__ = ["LED", "ServerSocket", "explain", "unavailable"]
@@ -50,7 +51,8 @@ class ServerSocket(ABC):
         self._where = where
         self.lock = threading.Lock()
         self._sock: socket.socket | None = None
-        self._tls = False
+        self._tls: Tls | None = None  # once it is encrypted
+        self._host = ""  # whom the server must prove to be
         self.released: Callable[[], object] = lambda: None
         """Called each time that `receive` has held `lock` and received nothing: who found it taken may have left."""
         self._patience = math.inf  # seconds that `receive` waits while others than the own thread receive
@@ -86,8 +88,11 @@ class ServerSocket(ABC):
             killed, self._killed = self._killed, True
             if killed:
                 raise unavailable(self._url, "is being closed", error) from error
-            waited = max(0.1, deadline - began)
-            what = None if isinstance(error, TransportUnavailable) else self._in_words(error, waited)
+            what = None
+            if not isinstance(error, TransportUnavailable):
+                waited = max(0.1, deadline - began)
+                of_tls = self._tls.in_words(error, self._host, waited) if self._tls is not None else None
+                what = of_tls or self._in_words(error, waited)
             if what is None:
                 raise
             raise unavailable(self._url, f"{what} ({self._where})", error) from error
@@ -129,20 +134,32 @@ class ServerSocket(ABC):
             self._refuse_killed()
             raise
 
-    def encrypt(self, context: ssl.SSLContext, host: str, deadline: float) -> None:
-        """Go on in TLS; the server proves that it is `host`. Raises `OSError`, of which `ssl.SSLError` is one."""
+    def encrypt(self, tls: Tls, host: str, deadline: float) -> None:
+        """Go on in TLS; the server proves that it is `host`.
+
+        Raises `OSError`, of which `ssl.SSLError` is one, and `InvalidUrl` when a file of ours cannot be used.
+        """
         plain = self._socket()
         plain.settimeout(_left(deadline))
-        sock = context.wrap_socket(plain, server_hostname=host, do_handshake_on_connect=False)
-        self._sock, self._tls = sock, True
+        sock = tls.wrap(plain, host)
+        self._sock, self._tls, self._host = sock, tls, host
         self._refuse_killed()
-        sock.do_handshake()
+        try:
+            sock.do_handshake()  # whose timeout is for all of it
+        except TimeoutError as error:
+            raise NoHandshake from error
 
     def write(self, deadline: float, data: bytes) -> None:
         """Send all of the data; only before `run`."""
         sock = self._socket()
         sock.settimeout(_left(deadline))
-        sock.sendall(data)
+        try:
+            sock.sendall(data)
+        except ConnectionError:
+            if self._tls is not None:  # in TLS 1.3 a server refuses our certificate after the handshake, in an alert
+                with contextlib.suppress(ConnectionError, TimeoutError):
+                    self.read(deadline)
+            raise
 
     def read(self, deadline: float) -> None:
         """Receive once and feed the parser; only before `run`, or while nobody else receives."""
@@ -151,6 +168,8 @@ class ServerSocket(ABC):
         size = sock.recv_into(self._buffer)
         if not size:
             raise _ended()
+        if self._tls is None and speaks_tls(self._buffer):
+            raise _SpeaksTls
         self._feed(size)
 
     # Running
@@ -159,7 +178,7 @@ class ServerSocket(ABC):
         """From now on `send` and `receive` are used, from different threads."""
         sock = self._socket()
         self._send_timeout, self._receive_timeout = send_timeout, receive_timeout
-        if self._tls:
+        if self._tls is not None:
             sock.settimeout(0)
         else:
             # The kernel's own timeouts: a Python one would cost a poll() for every send and receive.
@@ -169,7 +188,7 @@ class ServerSocket(ABC):
 
     def lead(self, led: bool) -> None:
         """From now on `receive` waits for `shortest` bytes, and `LED` seconds at most; or as before (False)."""
-        if self._tls:
+        if self._tls is not None:
             return
         sock = self._socket()
         if self.shortest > 1:
@@ -183,7 +202,7 @@ class ServerSocket(ABC):
         if sock is None or self._killed:
             raise _closed()
         try:
-            if self._tls:
+            if self._tls is not None:
                 self._send_tls(sock, data)
             else:
                 sock.sendall(data)
@@ -198,7 +217,7 @@ class ServerSocket(ABC):
         sock = self._sock
         if sock is None or self._killed:
             raise _closed()
-        if self._tls:
+        if self._tls is not None:
             return self._receive_tls(sock, timeout)
         # Waiting in the kernel's receive saves a system call; for one who will not wait that long there is poll.
         if timeout is not None and timeout < self._patience / 2 and not _ready(sock, False, timeout):
@@ -287,6 +306,10 @@ class _Killed(OSError):
     pass
 
 
+class _SpeaksTls(OSError):
+    """The server answers in TLS, and was not spoken to in TLS."""
+
+
 def _closed() -> ConnectionResetError:
     return ConnectionResetError("the connection is closed")
 
@@ -315,19 +338,12 @@ def _ready(sock: socket.socket, write: bool, timeout: float) -> bool:
 def explain(error: BaseException, timeout: float) -> str | None:
     """Say what an error on the way to a server means, to stand behind its name; None when it is none of the way's."""
     words: tuple[tuple[type[BaseException], str], ...] = (
-        (ssl.SSLCertVerificationError, f"shows a TLS certificate that is not trusted: {_tls_reason(error)}"),
-        (ssl.SSLError, f"cannot be spoken to in TLS: {_tls_reason(error)}"),
+        (_SpeaksTls, "speaks TLS, and the URL does not ask for it"),
         (socket.gaierror, "has a host name that cannot be resolved"),
         (TimeoutError, f"did not answer within {round(timeout, 1):g} s"),
         (ConnectionRefusedError, "refused the connection"),
         (FileNotFoundError, "has no such socket"),
-        (ConnectionResetError, "closed the connection without an answer"),
+        (ConnectionResetError, "closed the connection without an answer; it may want TLS"),
         (OSError, f"cannot be reached: {error}"),
     )
     return next((text for kind, text in words if isinstance(error, kind)), None)
-
-
-def _tls_reason(error: BaseException) -> str:
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return error.verify_message
-    return str(getattr(error, "reason", None) or error)

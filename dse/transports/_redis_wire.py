@@ -5,7 +5,6 @@ Replies are parsed by hiredis, redis-py's own parser, and errors are redis-py's 
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -14,6 +13,7 @@ import hiredis
 from redis import exceptions as redis_errors
 
 from dse.core.sockets import ServerSocket, explain, unavailable
+from dse.core.tls import Tls
 
 __all__ = ["MORE", "Endpoint", "Wire", "Word", "in_words", "pack", "reply_error"]
 
@@ -55,7 +55,7 @@ class Endpoint:
     password: str | None = field(default=None, repr=False)
     db: int = 0
     name: str = ""
-    tls: ssl.SSLContext | None = None
+    tls: Tls | None = None
     resp3: bool = True
 
     def __str__(self) -> str:

@@ -6,12 +6,11 @@ that waits for it; this one is read by whichever thread has the turn (`dse.core.
 
 from __future__ import annotations
 
-import ssl
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from dse.core.sockets import ServerSocket, explain, unavailable
+from dse.core.tls import Tls
 from dse.errors import TransportUnavailable
 from dse_nats.protocol import PING, Event, Info, Message, NotNats, Parser, Refusal, Signal, connect
 
@@ -30,14 +29,14 @@ class NotPossible(TransportUnavailable):
 class Endpoint:
     """A server, and how to introduce oneself to it.
 
-    tls: makes the context, should the connection be encrypted. must_encrypt: whether the server's word that it is not
-    counts. credentials: the fields of CONNECT that prove who one is.
+    tls: how the connection is encrypted if the server wants it; None: it is not. must_encrypt: whether it is without
+    the server's wish too. credentials: the fields of CONNECT that prove who one is.
     """
 
     host: str
     port: int
     name: str
-    tls: Callable[[], ssl.SSLContext]
+    tls: Tls | None
     must_encrypt: bool = False
     credentials: dict[str, str] = field(default_factory=dict, repr=False)
 
@@ -82,9 +81,14 @@ class Wire(ServerSocket):
         self.ask(deadline, hello)
 
     def _encrypt(self, deadline: float) -> None:
+        end = self.endpoint
         if not (self.info.get("tls_required") or self.info.get("tls_available")):
-            raise unavailable(self._url, f"offers no TLS ({self.endpoint})")
-        self.encrypt(self.endpoint.tls(), self.endpoint.host, deadline)
+            raise unavailable(self._url, f"offers no TLS ({end})")
+        if end.tls is None:
+            raise unavailable(self._url, f"wants TLS, which option 'ssl' turns off ({end})")
+        if self._parser.waiting:  # whoever is on the way could add what would later count as said in TLS
+            raise NotNats("it goes on after INFO, before TLS has begun")
+        self.encrypt(end.tls, end.host, deadline)
 
     def ask(self, deadline: float, data: bytes) -> int:
         """Send commands, and return once the server has carried them out, how many messages came meanwhile.
