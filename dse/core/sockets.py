@@ -27,6 +27,7 @@ __all__ = ["LED", "ServerSocket", "explain", "unavailable"]
 LED = 0.02
 """Seconds that `ServerSocket.receive` waits when it is led."""
 
+_TLS_AT_ONCE = 1 << 16  # bytes written; OpenSSL takes nothing before it has taken all, which hides the progress made
 _READ_SIZE = 1 << 16  # has room for any TLS record: none is left in part
 
 
@@ -236,7 +237,7 @@ class ServerSocket(ABC):
         deadline = time.monotonic() + self._send_timeout
         while view:
             try:
-                view = view[sock.send(view) :]
+                view = view[sock.send(view[:_TLS_AT_ONCE]) :]  # if tried before, the same: OpenSSL insists
                 deadline = time.monotonic() + self._send_timeout
             except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as want:
                 if not _ready(sock, isinstance(want, ssl.SSLWantWriteError), deadline - time.monotonic()):

@@ -193,6 +193,64 @@ class Server:
             each.close()
 
 
+class SlowLink:
+    """Passes on connections to a local port, to there at `rate` bytes a second once `slow` is set."""
+
+    rate = 1_000_000
+
+    def __init__(self, port: int) -> None:
+        self._target = port
+        self._listener = socket.socket()
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)  # or it would take in too much at once
+        self._listener.bind(("127.0.0.1", 0))
+        self._listener.listen()
+        self.port: int = self._listener.getsockname()[1]
+        self.slow = threading.Event()
+        self._full_speed = threading.Event()
+        self._ends: list[socket.socket] = []
+        self._threads = [threading.Thread(target=self._accept)]
+        self._threads[0].start()
+
+    def full_speed(self) -> None:
+        self._full_speed.set()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                self._ends.append(client)
+                broker = socket.create_connection(("127.0.0.1", self._target))
+                self._ends.append(broker)
+                for ends in ((client, broker), (broker, client)):
+                    self._threads.append(threading.Thread(target=self._pass_on, args=(*ends, ends[0] is client)))
+                    self._threads[-1].start()
+
+    def _pass_on(self, source: socket.socket, target: socket.socket, forth: bool) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(16_384):
+                target.sendall(data)
+                if forth and self.slow.is_set():
+                    self._full_speed.wait(len(data) / self.rate)
+        with contextlib.suppress(OSError):
+            target.shutdown(socket.SHUT_RDWR)
+
+    def __enter__(self) -> SlowLink:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._full_speed.set()
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._threads[0].join()
+        for end in self._ends:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads[1:]:
+            thread.join()
+        for end in (self._listener, *self._ends):
+            end.close()
+
+
 class TestTls:
     """What is right works, what is not is refused in words, in time, and never answered with plain text."""
 
@@ -206,6 +264,24 @@ class TestTls:
         client = tls_client()
         client.open()
         round_trip(client)
+
+    def test_a_frame_may_take_longer_than_a_heartbeat_while_the_link_takes_it(
+        self, tls_broker: TlsBroker, tls_client: Connect
+    ) -> None:
+        with SlowLink(tls_broker.port) as link:
+            client = tls_client(port=link.port)
+            client.open()
+            where = address()
+            client.listen(where)
+            frame = os.urandom(client.transport.capabilities.max_frame)
+            link.slow.set()
+            begun = time.monotonic()
+            client.send(where, frame)
+            assert time.monotonic() - begun > 2.0  # or it was no test
+            link.full_speed()
+            client.wait_frame(where, frame)
+            assert client.states == [ConnectionState.CONNECTED]
+            client.close()
 
     # The server's certificate
 
