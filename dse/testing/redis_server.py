@@ -208,6 +208,10 @@ class RedisCluster(ServerBroker):
         self._nodes[index].proxy.refuse()
         self._nodes[index].server.kill()
 
+    def command(self, *words: str | int) -> list[Any]:
+        """Run a command on every server, past the proxies, and return their answers."""
+        return [node.command(*words) for node in self._nodes]
+
     def leftovers(self, bus: str) -> set[str]:
         found: set[str] = set()
         for node in self._nodes:

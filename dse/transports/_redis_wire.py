@@ -40,7 +40,7 @@ def reply_error(text: str) -> Exception:
         return ServerAway(text)
     if code in ("NOAUTH", "WRONGPASS"):
         return redis_errors.AuthenticationError(text)
-    if code == "NOPERM":
+    if code == "NOPERM" or "can't run this command" in text:  # in a script, which does not say which command
         return redis_errors.NoPermissionError(text)
     return redis_errors.ResponseError(text)
 
