@@ -375,7 +375,7 @@ class TestTls:
         refused(client, "TLS")
 
     def test_a_tls_client_on_a_plain_port(self, tls_broker: TlsBroker, tls_client: Connect) -> None:
-        refused(tls_client(port=tls_broker.plain_port), tls_broker.no_tls)
+        refused(tls_client(port=tls_broker.plain_port, connect_timeout=1), tls_broker.no_tls, within=1)
 
     def test_nothing_is_said_in_plain_text(self, tls_broker: TlsBroker, tls_client: Connect) -> None:
         heard: list[bytes] = []
