@@ -120,9 +120,8 @@ def tls_client(tls_broker: TlsBroker) -> Iterator[Connect]:
         own: Issued | None = tls_broker.client,
         **options: object,
     ) -> Client:
-        url = f"{scheme or tls_broker.scheme}://{host}:{port or tls_broker.port}?heartbeat=2"
-        if "connect_timeout" not in options:
-            options["connect_timeout"] = TIMEOUT
+        url = f"{scheme or tls_broker.scheme}://{host}:{port or tls_broker.port}"
+        options = {"heartbeat": 2, "connect_timeout": TIMEOUT} | options
         if ca is not None:
             options["ssl_ca_certs"] = ca
         if own is not None:
@@ -226,11 +225,13 @@ class SlowLink:
                     self._threads[-1].start()
 
     def _pass_on(self, source: socket.socket, target: socket.socket, forth: bool) -> None:
+        due = 0.0
         with contextlib.suppress(OSError):
             while data := source.recv(16_384):
                 target.sendall(data)
                 if forth and self.slow.is_set():
-                    self._full_speed.wait(len(data) / self.rate)
+                    due = max(due, time.monotonic() - 0.5) + len(data) / self.rate  # whatever else the machine does
+                    self._full_speed.wait(max(0.0, due - time.monotonic()))
         with contextlib.suppress(OSError):
             target.shutdown(socket.SHUT_RDWR)
 
@@ -269,7 +270,8 @@ class TestTls:
         self, tls_broker: TlsBroker, tls_client: Connect
     ) -> None:
         with SlowLink(tls_broker.port) as link:
-            client = tls_client(port=link.port)
+            # Longer than a third of a socket's buffer takes on the link: before that it is not ready for more.
+            client = tls_client(port=link.port, heartbeat=3)
             client.open()
             where = address()
             client.listen(where)
@@ -277,7 +279,7 @@ class TestTls:
             link.slow.set()
             begun = time.monotonic()
             client.send(where, frame)
-            assert time.monotonic() - begun > 2.0  # or it was no test
+            assert time.monotonic() - begun > 3.0  # or it was no test
             link.full_speed()
             client.wait_frame(where, frame)
             assert client.states == [ConnectionState.CONNECTED]
