@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import ssl
+import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -189,6 +190,18 @@ class TestFiles:
         done.start()
         done.join(10)
         assert not done.is_alive()
+
+
+def test_certificates_made_as_the_page_says_are_good_to_the_strictest_client(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "security.md").read_text()
+    commands = page[page.index("openssl req -x509") :].partition("```")[0]
+    subprocess.run(["sh", "-ec", commands], cwd=tmp_path, check=True, capture_output=True, timeout=60)
+    verify = ["openssl", "verify", "-x509_strict", "-purpose", "sslserver", "-verify_hostname", "broker.example.org"]
+    done = subprocess.run(
+        [*verify, "-CAfile", "ca.pem", "broker.pem"], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout == "broker.pem: OK\n", done.stderr
+    assert read(f"ssl_ca_certs={tmp_path}/ca.pem&ssl_certfile={tmp_path}/broker.pem&ssl_keyfile={tmp_path}/broker.key")
 
 
 def _refusing(name: str) -> Callable[..., object]:
