@@ -205,7 +205,7 @@ class Tls:
         if isinstance(error, NoHandshake):
             return f"did not answer within {round(waited, 1):g} s: no TLS handshake; is that its TLS port?"
         if isinstance(error, ssl.SSLCertVerificationError):
-            return f"shows a TLS certificate that is not trusted: {self._untrusted(error, host)}"
+            return f"shows a TLS certificate that is not trusted: {self._untrusted(error)}"
         ours = f"the client certificate {self.certfile} (ssl_certfile)"
         if isinstance(error, ConnectionResetError | BrokenPipeError | ssl.SSLEOFError):
             may = "want a client certificate (ssl_certfile)" if self.certfile is None else f"not accept {ours}"
@@ -213,9 +213,9 @@ class Tls:
         if isinstance(error, ssl.SSLError):
             reason = _reason(error)
             _, alert, said = reason.partition("_ALERT_")
-            if alert and said in _OF_OURS:
-                if self.certfile is None:
-                    return f"wants a client certificate, and none is given (ssl_certfile) [{reason}]"
+            if alert and said in ("CERTIFICATE_REQUIRED", "BAD_CERTIFICATE") and self.certfile is None:
+                return f"wants a client certificate, and none is given (ssl_certfile) [{reason}]"
+            if alert and said in _OF_OURS and self.certfile is not None:
                 return f"does not accept {ours}: {_OF_OURS[said]} [{reason}]"
             if reason in _NO_TLS:
                 return f"does not speak TLS on this port [{reason}]"
@@ -228,7 +228,7 @@ class Tls:
             return f"cannot be spoken to in TLS: {reason}"
         return None
 
-    def _untrusted(self, error: ssl.SSLCertVerificationError, host: str) -> str:
+    def _untrusted(self, error: ssl.SSLCertVerificationError) -> str:
         said, code = error.verify_message.rstrip("."), error.verify_code
         if code in (_EXPIRED, _NOT_YET_VALID):
             return f"{said}; here it is {time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC"
