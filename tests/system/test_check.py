@@ -135,6 +135,17 @@ def test_nobody_listens(scheme: str) -> None:
     assert "nothing listens on that port: start the broker, or correct the port" in words
 
 
+def test_the_broker_may_come_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DSE_TRANSPORT", "fake://from-the-environment")
+    assert main(["check"]) == 0
+    assert capsys.readouterr().out.startswith("fake://from-the-environment\n")
+    monkeypatch.delenv("DSE_TRANSPORT")
+    assert main(["check"]) == 2
+    assert "which broker? Say its URL, or set DSE_TRANSPORT" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("scheme", ["redis", "rabbit"])
 def test_no_such_host(scheme: str) -> None:
     words = said(f"{scheme}://no-such-host.invalid")
