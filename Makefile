@@ -7,12 +7,14 @@ BIN    := $(VENV)/bin
 ARGS   ?=
 PROCESSES ?=
 RUNS   ?= 500
+# The exact versions that the development environment gets; `make … PINS=` takes the newest that fit instead.
+PINS   ?= constraints.txt
 # Four workers, also on two cores: much of a test of outages is waiting. The tests of one file that use a broker share a
 # worker, which has the broker to itself.
 PYTEST  = $(BIN)/python -m pytest -n 4 --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help docs demo test test-fake scenarios soak faults simulate scale large bench lint types format brokers guarantees clean
+.PHONY: help docs demo test test-fake scenarios soak faults simulate scale large bench lint types format brokers guarantees pins audit clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,8 +36,8 @@ $(VENV)/.plugins: setup.cfg pyproject.toml tools/venv $(PLUGIN_FILES)
 	@tools/venv "$(PYTHON)" $(VENV) .[all] $(PLUGINS)
 	@touch $@ $(VENV)/.demo
 
-$(VENV)/.dev: setup.cfg pyproject.toml tools/venv $(PLUGIN_FILES)
-	@tools/venv "$(PYTHON)" $(VENV) .[dev] $(PLUGINS)
+$(VENV)/.dev: setup.cfg pyproject.toml tools/venv $(PLUGIN_FILES) $(PINS)
+	@PINS=$(PINS) tools/venv "$(PYTHON)" $(VENV) .[dev] $(PLUGINS)
 	@touch $@ $(VENV)/.demo $(VENV)/.plugins
 
 # Several processes need a broker; the one of the NATS plugin starts by itself, and ends with the last of them.
@@ -101,6 +103,18 @@ types: $(VENV)/.dev ## mypy --strict
 format: $(VENV)/.dev ## put the code into ruff's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Apart from the development environment: what they need is no part of what is tested.
+build/audit/.made: setup.cfg tools/venv
+	@mkdir -p build && PINS=$(PINS) tools/venv "$(PYTHON)" build/audit .[audit]
+	@touch $@
+
+pins: ## renew constraints.txt: the newest versions that fit, for every Python from 3.11
+	@PINS= $(MAKE) --no-print-directory build/audit/.made
+	tools/pins build/audit/bin/uv constraints.txt .[dev,audit] plugins/dse-nats[local,test]
+
+audit: build/audit/.made ## look up known vulnerabilities of what constraints.txt names; needs the network
+	build/audit/bin/python tools/audit build/audit/bin/pip-audit constraints.txt $(ARGS)
 
 brokers: ## install the brokers that the tests start (root or sudo)
 	@tools/install-brokers

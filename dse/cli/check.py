@@ -29,7 +29,7 @@ from dse.core.node import Node
 from dse.core.plugins import load_transport
 from dse.core.transport import Address, ConnectionState, Delivery, Transport
 from dse.core.url import TransportUrl
-from dse.errors import DseError, FrameTooLarge, InvalidUrl, TransportUnavailable
+from dse.errors import ConfigError, DseError, FrameTooLarge, InvalidUrl, TransportUnavailable
 
 __all__ = ["Finding", "run_check"]
 
@@ -380,6 +380,8 @@ class _Check:
 
 def run_check(options: argparse.Namespace) -> int:
     """Check the broker at `options.url`, say what was found, and return the exit code."""
+    if not options.url:
+        raise ConfigError("which broker? Say its URL, or set DSE_TRANSPORT")
     url = TransportUrl.parse(options.url)
     if not url.driver:
         raise InvalidUrl(f"{url}: the scheme, as in redis://localhost, is missing")

@@ -30,14 +30,27 @@ def advice(url: TransportUrl, error: Exception) -> list[str]:
     wanted = _SPEAKS.get(url.scheme)
     if wanted is None:
         return []
-    sealed = url.scheme in ("rediss", "amqps")
-    if "certificate" in str(error):
-        return ["say whom to trust with ?ssl_ca_certs=FILE in the URL, and use the host name the certificate is for"]
+    sealed = url.scheme in ("rediss", "amqps") or url.options.get("ssl", "").lower() in ("1", "true", "yes", "on")
+    if certificate := _of_certificates(str(error)):
+        return [certificate]
     lines = []
     for host, port in url.hosts[:MOST_HOSTS] or (("localhost", None),):
-        port = port if port is not None else _PORTS[url.scheme]
+        port = port if port is not None else _PORTS["amqps" if sealed and wanted == "amqp" else url.scheme]
         lines.append(f"{host}:{port}: {_say(what_answers(host, port), wanted, sealed, url.scheme)}")
     return lines
+
+
+def _of_certificates(said: str) -> str | None:
+    """Return what to do about a certificate, the server's or ours, that was refused."""
+    if "certificate that is not trusted" in said:
+        if "certificate has expired" in said or "not yet valid" in said:
+            return "renew the certificate of the broker, or set the clock of this machine"
+        if "ismatch" in said:
+            return "use the host name that the certificate is for, or say with ?ssl_server_name=NAME which one that is"
+        return "say whom to trust with ?ssl_ca_certs=FILE in the URL, and use the host name the certificate is for"
+    if "client certificate" in said:
+        return "show one that the broker's authority has signed: ?ssl_certfile=FILE&ssl_keyfile=FILE in the URL"
+    return None
 
 
 def _say(found: set[str], wanted: str, sealed: bool, scheme: str) -> str:

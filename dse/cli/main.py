@@ -127,7 +127,8 @@ def _add_check(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         description="Connect, measure a round trip, and try each guarantee on a bus of its own; it disturbs nobody.",
         epilog="exit codes: 0 all is well; 1 a guarantee is broken; 2 no broker, a wrong URL, or a missing package",
     )
-    check.add_argument("url", metavar="URL")
+    said = "the broker, as in redis://localhost (default: $DSE_TRANSPORT, which no other user sees)"
+    check.add_argument("url", metavar="URL", nargs="?", default=os.environ.get("DSE_TRANSPORT"), help=said)
     keys.keys_option(check)
     check.add_argument("--json", action="store_true", help="for programs: JSON")
     check.set_defaults(run=_run_check)

@@ -97,6 +97,9 @@ class Session(ABC):
     A session reports through its transport: `BrokerTransport.deliver`, `.return_undelivered` and `.lost`.
     """
 
+    lost_for: BaseException | None = None
+    """The first cause for which it was reported as lost; set by the transport."""
+
     @abstractmethod
     def open(self) -> None:
         """Connect within the connect timeout, start the receiving threads; raise when that fails."""
@@ -231,6 +234,7 @@ class BrokerTransport(Transport):
     def lost(self, session: Session, cause: BaseException) -> None:
         """Report that a session's connection broke; from any thread, any number of times."""
         with self._changed:
+            session.lost_for = session.lost_for or cause
             if session is self._session or session is self._opening:
                 if self._lost is None:
                     self._lost = (session, cause)
@@ -335,7 +339,7 @@ class BrokerTransport(Transport):
                     for listener in listeners.values():
                         listener.ready.set()
         except BaseException as error:
-            failed = error
+            failed = _first_cause(session, error)
         if failed is None:
             return
         for address, listener in listeners.items():
@@ -490,13 +494,14 @@ class BrokerTransport(Transport):
                 for address in surplus:
                     session.unlisten(address)
                 restored = (restored - surplus) | set(missing)
-        except BaseException as error:
+        except BaseException as raised:
+            error = _first_cause(session, raised)
             with self._changed:
                 self._opening = None
                 self._lost = None
             self._end(session)
             if isinstance(error, TransportError | InvalidUrl) or not isinstance(error, Exception):
-                raise
+                raise error from error.__cause__
             raise self._unavailable("cannot be reached", error) from error
 
     def _finish(self, session: Session | None) -> None:
@@ -579,6 +584,12 @@ class BrokerTransport(Transport):
         for session in (self._session, self._opening):
             if session is not None:
                 session.abandon()
+
+
+def _first_cause(session: Session, error: BaseException) -> BaseException:
+    """Return what a session was lost for, where an error says only that it is lost."""
+    cause = session.lost_for
+    return cause if cause is not None and isinstance(error, ConnectionError) else error
 
 
 _open_transports: weakref.WeakSet[BrokerTransport] = weakref.WeakSet()

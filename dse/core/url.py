@@ -17,7 +17,7 @@ from dse.errors import InvalidUrl
 __all__ = ["TransportUrl"]
 
 _SCHEME = re.compile(r"[a-z][a-z0-9]*(\+[a-z0-9]+)*\Z")
-_SECRET_OPTION = re.compile(r"pass|secret|token|key", re.IGNORECASE)
+_SECRET_OPTION = re.compile(r"pass|secret|token|key(?!_?file$)", re.IGNORECASE)  # the name of a key file is none
 
 
 @dataclass(frozen=True)

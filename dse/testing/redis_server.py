@@ -23,8 +23,8 @@ class RedisServer(ServerBroker):
     """One private Redis server on a free loopback port, without persistence.
 
     username, password: what a client must give (the password alone for the default user). database: the one in the URL.
-    config: more lines of redis.conf, name to value. Raises `BrokerError` when the server is not installed or not up in
-    time.
+    config: more lines of redis.conf, name to value. sentinel: it is one. Raises `BrokerError` when the server is not
+    installed or not up in time.
     """
 
     def __init__(
@@ -34,10 +34,11 @@ class RedisServer(ServerBroker):
         password: str | None = None,
         database: int = 0,
         config: Mapping[str, str] | None = None,
+        sentinel: bool = False,
     ) -> None:
         super().__init__(make_folder("redis"))
         try:
-            self._node = _Node(self.folder, username=username, password=password, config=config)
+            self._node = _Node(self.folder, username=username, password=password, config=config, sentinel=sentinel)
             self._servers.append(self._node.server)
             self._proxies.append(self._node.proxy)
             self.url = f"redis://{self._node.userinfo}127.0.0.1:{self._node.proxy.port}/{database}"
@@ -207,6 +208,10 @@ class RedisCluster(ServerBroker):
         """Kill one master alone."""
         self._nodes[index].proxy.refuse()
         self._nodes[index].server.kill()
+
+    def command(self, *words: str | int) -> list[Any]:
+        """Run a command on every server, past the proxies, and return their answers."""
+        return [node.command(*words) for node in self._nodes]
 
     def leftovers(self, bus: str) -> set[str]:
         found: set[str] = set()

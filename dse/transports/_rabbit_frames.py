@@ -13,6 +13,8 @@ import math
 import struct
 from collections import deque
 
+from dse.core.tls import speaks_tls
+
 __all__ = ["HEARTBEAT", "Frame", "FrameParser", "NotAmqp", "message", "publish_method"]
 
 Frame = tuple[int, int, bytes]  # type, channel, payload
@@ -34,6 +36,12 @@ HEARTBEAT = _START.pack(_HEARTBEAT, 0, 0) + bytes([_END])
 
 class NotAmqp(ConnectionError):
     """The peer sent what no AMQP 0-9-1 server sends."""
+
+
+def _not_amqp(data: bytes) -> NotAmqp:
+    if speaks_tls(data):
+        return NotAmqp("speaks TLS, and the URL does not ask for it")
+    return NotAmqp("does not speak AMQP 0-9-1")
 
 
 def _short(text: str) -> bytes:
@@ -99,17 +107,17 @@ class FrameParser:
         while end - at >= 8:
             kind, channel, size = _START.unpack_from(data, at)
             if size > self.frame_max or not 1 <= kind <= _HEARTBEAT:
-                raise NotAmqp("the server does not speak AMQP 0-9-1")
+                raise _not_amqp(data)
             last = at + 7 + size
             if last >= end:
                 break
             if data[last] != _END:
-                raise NotAmqp("the server does not speak AMQP 0-9-1")
+                raise _not_amqp(data)
             self._take(kind, channel, data[at + 7 : last])
             at = last + 1
         else:
             if at < end and data[at] not in (_METHOD, _HEADER, _BODY, _HEARTBEAT):
-                raise NotAmqp("the server does not speak AMQP 0-9-1")
+                raise _not_amqp(data)
         self._rest = data[at:]
 
     def _take(self, kind: int, channel: int, payload: bytes) -> None:

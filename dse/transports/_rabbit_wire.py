@@ -19,12 +19,14 @@ import ssl
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from kombu.connection import Connection as KombuConnection
 from kombu.transport import pyamqp
 
 from dse.core.outbox import Outbox
+from dse.core.tls import NoHandshake, Tls
 from dse.transports._rabbit_frames import HEARTBEAT, FrameParser
 
 __all__ = ["Cancel", "Cancelled", "Login", "Wire"]
@@ -69,22 +71,15 @@ class Cancel:
             os.close(fd)
 
 
+@dataclass(frozen=True)
 class Login:
-    """Who logs in where: what all connections of one transport share."""
+    """Who logs in where: what all connections of one session share."""
 
-    def __init__(
-        self,
-        user: str,
-        password: str,
-        vhost: str,
-        heartbeat: float,
-        tls: Callable[[], ssl.SSLContext] | None,
-    ) -> None:
-        self.user = user
-        self.password = password
-        self.vhost = vhost
-        self.heartbeat = heartbeat
-        self.tls = tls
+    user: str
+    password: str = field(repr=False)
+    vhost: str
+    heartbeat: float
+    tls: Tls | None
 
 
 class _Channel(pyamqp.Channel):
@@ -185,7 +180,7 @@ class Wire:
                 break
             except OSError as error:
                 failure = error
-                if isinstance(error, TimeoutError | Cancelled):
+                if isinstance(error, TimeoutError | Cancelled | ssl.SSLError):
                     raise
         else:
             raise failure or OSError("the host has no address")
@@ -208,21 +203,22 @@ class Wire:
                 if code:
                     raise OSError(code, os.strerror(code)) from None
             if self.login.tls is not None:
-                self._handshake(sock, self.login.tls())
+                self._handshake(sock, self.login.tls)
         except BaseException:
             self._drop_socket()
             raise
 
-    def _handshake(self, sock: socket.socket, context: ssl.SSLContext) -> None:
-        tls = context.wrap_socket(sock, server_hostname=self._where[0], do_handshake_on_connect=False)
-        self._socket = tls  # wrapping moved the descriptor, whose number stays
+    def _handshake(self, sock: socket.socket, tls: Tls) -> None:
+        self._socket = wrapped = tls.wrap(sock, self._where[0])  # which moved the descriptor; its number stays
         while True:
             try:
-                return tls.do_handshake()
-            except ssl.SSLWantReadError:
-                self._await(select.POLLIN)
-            except ssl.SSLWantWriteError:
-                self._await(select.POLLOUT)
+                return wrapped.do_handshake()
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as want:
+                ready = select.POLLOUT if isinstance(want, ssl.SSLWantWriteError) else select.POLLIN
+            try:
+                self._await(ready)
+            except TimeoutError as error:
+                raise NoHandshake from error
 
     # Waiting, reading, writing: with the lock
 

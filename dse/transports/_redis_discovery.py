@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from redis.exceptions import RedisError
 
+from dse.core.sockets import unavailable
 from dse.errors import TransportUnavailable
-from dse.transports._redis_wire import Endpoint, Wire, in_words, unavailable
+from dse.transports._redis_wire import Endpoint, Wire, in_words
 
 __all__ = ["Found", "find_cluster", "find_master"]
 
@@ -23,12 +24,12 @@ class Found:
         self._wire: Wire | None = None
         self._killed = False
 
-    def connect(self, endpoint: Endpoint, deadline: float, *, resp3: bool) -> Wire:
+    def connect(self, endpoint: Endpoint, deadline: float) -> Wire:
         """Return a connection to ask over; the next one replaces it."""
         wire = self._wire = Wire(self.url, endpoint)
         if self._killed:
             wire.kill()
-        wire.open(deadline, resp3=resp3)
+        wire.open(deadline)
         return wire
 
     def kill(self) -> None:
@@ -54,7 +55,7 @@ def find_master(found: Found, sentinels: Sequence[Endpoint], name: str, deadline
         now = time.monotonic()
         share = now + (deadline - now) / (len(sentinels) - index + 1)  # the last share is the master's own
         try:
-            wire = found.connect(endpoint, share, resp3=False)
+            wire = found.connect(endpoint, share)
             answer = wire.ask(share, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", name)
         except (OSError, RedisError, TransportUnavailable) as error:
             cause = error
@@ -76,7 +77,7 @@ def find_cluster(found: Found, seeds: Sequence[Endpoint], deadline: float) -> tu
         now = time.monotonic()
         share = now + (deadline - now) / (len(seeds) - index + 1)
         try:
-            wire = found.connect(seed, share, resp3=True)
+            wire = found.connect(seed, share)
             ranges = wire.ask(share, "CLUSTER", "SLOTS")
         except (OSError, RedisError, TransportUnavailable) as error:
             cause = error

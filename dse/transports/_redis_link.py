@@ -23,8 +23,10 @@ from redis import exceptions as redis_errors
 
 from dse.core.outbox import Outbox
 from dse.core.receiving import Turn
+from dse.core.sockets import unavailable
 from dse.core.transport import Address
-from dse.transports._redis_wire import MORE, Endpoint, ServerAway, Wire, Word, pack, unavailable
+from dse.errors import TransportUnavailable
+from dse.transports._redis_wire import MORE, Endpoint, ServerAway, Wire, Word, pack
 
 __all__ = ["LIST_EXPIRY_MS", "Awaited", "Link", "Popper", "Scripts"]
 
@@ -40,6 +42,11 @@ _BATCH = 200  # channels in one SUBSCRIBE command
 
 HandOn = Callable[[Address, bytes], object]
 Item = tuple[HandOn, Address, bytes]
+
+
+def not_permitted(url: object, error: Exception) -> TransportUnavailable:
+    """Return the error that says what the user may not do."""
+    return unavailable(url, f"does not permit the user what DSE needs: {error}", error)
 
 
 class Scripts:
@@ -226,7 +233,7 @@ class Link:
             if not awaited.done:
                 raise TimeoutError(f"the server did not answer within {self._heartbeat:g} s")
             if isinstance(awaited.reply, redis_errors.NoPermissionError):
-                raise unavailable(self._url, f"does not permit the user what DSE needs: {awaited.reply}", awaited.reply)
+                raise not_permitted(self._url, awaited.reply)
             if isinstance(awaited.reply, BaseException):
                 raise awaited.reply
 
@@ -532,6 +539,8 @@ class Popper:
         while (reply := wire.gets(False)) is MORE:
             if not wire.receive():
                 raise TimeoutError(f"the server has been silent for {self._heartbeat:g} s")
+        if isinstance(reply, redis_errors.NoPermissionError):
+            raise not_permitted(self._url, reply)
         if isinstance(reply, Exception):
             raise reply
         return reply

@@ -13,12 +13,12 @@ disk stops reading from those that publish.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import math
 import os
 import random
-import ssl
 import threading
 import time
 import uuid
@@ -28,8 +28,9 @@ from urllib.parse import quote
 
 import amqp
 
-from dse.core.connection import BrokerTransport, Session, flag, wire_name
+from dse.core.connection import BrokerTransport, Session, wire_name
 from dse.core.receiving import Turn
+from dse.core.tls import TLS_OPTIONS, Tls
 from dse.core.transport import Address, Capabilities, Delivery, TransportEvents
 from dse.core.url import TransportUrl
 from dse.errors import InvalidUrl, TransportUnavailable
@@ -57,37 +58,29 @@ class Blocked(TransportUnavailable):
 
 
 class RabbitTransport(BrokerTransport):
-    """The driver. Options besides the usual: ssl_ca_certs, ssl_certfile, ssl_keyfile (paths), ssl_check_hostname."""
+    """The driver. Its options besides the usual are those of TLS."""
 
     capabilities: ClassVar[Capabilities] = Capabilities(
         undeliverable=True, max_frame=8 * 2**20, survives_broker_restart=True
     )
-    options: ClassVar[Mapping[str, Callable[[str], Any]]] = {
-        "ssl_ca_certs": str,
-        "ssl_certfile": str,
-        "ssl_keyfile": str,
-        "ssl_check_hostname": flag,
-    }
+    options: ClassVar[Mapping[str, Callable[[str], Any]]] = TLS_OPTIONS
     connection_errors: ClassVar[tuple[type[BaseException], ...]] = (OSError, amqp.AMQPError)
 
     def __init__(self, url: TransportUrl, *, bus: str, events: TransportEvents) -> None:
         super().__init__(url, bus=bus, events=events)
         if url.scheme not in ("rabbit", "amqp", "amqps"):
             raise InvalidUrl(f"{url}: the scheme is rabbit, amqp or amqps")
-        tls = url.scheme == "amqps"
-        if not tls and self.given:
-            raise InvalidUrl(f"{url}: option {next(iter(self.given))!r} needs TLS, that is amqps://")
-        if tls:
-            self._tls_context()
+        tls = Tls.read(url, self.given, sealed=url.scheme == "amqps", scheme="amqps")
         named = url.username is not None
         self.login = Login(
             user=url.username or "guest",
             password=(url.password or "") if named else "guest",
             vhost=url.path or "/",
             heartbeat=self.heartbeat,
-            tls=self._tls_context if tls else None,
+            tls=tls,
         )
-        self.hosts = [(host, port or (5671 if tls else 5672)) for host, port in url.hosts or (("localhost", None),)]
+        default = 5672 if tls is None else 5671
+        self.hosts = [(host, port or default) for host, port in url.hosts or (("localhost", None),)]
 
     def session(self) -> Session:
         return _RabbitSession(self)
@@ -95,24 +88,6 @@ class RabbitTransport(BrokerTransport):
     def lost(self, session: Session, cause: BaseException) -> None:
         if not isinstance(cause, Blocked):
             super().lost(session, cause)
-
-    def _tls_context(self) -> ssl.SSLContext:
-        """Return a new context: certificates may have been renewed since the last session."""
-        given = self.given
-        if "ssl_keyfile" in given and "ssl_certfile" not in given:
-            raise InvalidUrl(f"{self.url}: option 'ssl_keyfile' needs 'ssl_certfile'")
-        option = "ssl_ca_certs"
-        try:
-            context = ssl.create_default_context(cafile=given.get(option))
-            option = "ssl_certfile"
-            if option in given:
-                context.load_cert_chain(given[option], given.get("ssl_keyfile"))
-        except (OSError, ValueError) as error:
-            if option == "ssl_certfile" and "ssl_keyfile" in given:
-                option += "' or 'ssl_keyfile"
-            raise InvalidUrl(f"{self.url}: option '{option}' cannot be used: {error}") from None
-        context.check_hostname = given.get("ssl_check_hostname", True)
-        return context
 
 
 class _RabbitSession(Session):
@@ -169,25 +144,27 @@ class _RabbitSession(Session):
         """Connect to one of the hosts, in random order; what time is left is shared by those left."""
         hosts = list(self._transport.hosts)
         random.shuffle(hosts)
+        login = self._transport.login
+        if login.tls is not None:
+            login = dataclasses.replace(login, tls=login.tls.again())
         deadline = time.monotonic() + self._transport.connect_timeout
         failures: list[str] = []
         cause: BaseException | None = None
         for tried, (host, port) in enumerate(hosts):
             share = (deadline - time.monotonic()) / (len(hosts) - tried)
             try:
-                return self._connect_to(host, port, time.monotonic() + share)
+                return self._connect_to(login, host, port, time.monotonic() + share)
             except Exception as error:
                 for wire in self._wires:
                     wire.shut(0.0)
                 if isinstance(error, Cancelled | InvalidUrl):
                     raise
                 cause = error
-                failures.append(f"{host}:{port} {_explain(error, self._transport.login.vhost, share)}")
+                failures.append(f"{host}:{port} {_explain(error, login, host, share)}")
         url = str(self._transport.url)
         raise TransportUnavailable(f"{url} cannot be reached: {'; '.join(failures)}", url=url, cause=cause)
 
-    def _connect_to(self, host: str, port: int, deadline: float) -> None:
-        login = self._transport.login
+    def _connect_to(self, login: Login, host: str, port: int, deadline: float) -> None:
         self._consume = Wire(login, f"{self._name}:consume", self._cancel)
         self._publish = Wire(login, f"{self._name}:publish", self._cancel)
         self._wires = self._consume, self._publish
@@ -446,5 +423,8 @@ def _cancelled(error: amqp.ConsumerCancelled) -> ConnectionError:
     return ConnectionResetError(f"the broker cancelled a consumer: was its queue deleted? ({error})")
 
 
-def _explain(error: BaseException, vhost: str, waited: float) -> str:
-    return "does not speak AMQP 0-9-1" if isinstance(error, NotAmqp) else explain(error, vhost, waited)
+def _explain(error: BaseException, login: Login, host: str, waited: float) -> str:
+    if isinstance(error, NotAmqp):
+        return str(error)
+    of_tls = login.tls.in_words(error, host, waited) if login.tls is not None else None
+    return of_tls or explain(error, login.vhost, waited)

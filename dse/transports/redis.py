@@ -14,7 +14,6 @@ slot (their names end in ``{<bus>}``), because one blocking pop can wait on one 
 from __future__ import annotations
 
 import secrets
-import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,13 +23,15 @@ from urllib.parse import quote
 from redis.crc import key_slot
 from redis.exceptions import RedisError
 
-from dse.core.connection import BrokerTransport, Session, flag, wire_name
+from dse.core.connection import BrokerTransport, Session, wire_name
 from dse.core.receiving import Turn
+from dse.core.sockets import unavailable
+from dse.core.tls import TLS_OPTIONS, Tls
 from dse.core.transport import Address, Capabilities, Delivery, TransportEvents, TransportUrl
 from dse.errors import InvalidUrl, TransportUnavailable
 from dse.transports._redis_discovery import Found, find_cluster, find_master
 from dse.transports._redis_link import Link, Popper, Scripts
-from dse.transports._redis_wire import Endpoint, unavailable
+from dse.transports._redis_wire import Endpoint
 
 __all__ = ["RedisTransport"]
 
@@ -49,11 +50,7 @@ class RedisTransport(BrokerTransport):
 
     capabilities = Capabilities(undeliverable=True, max_frame=8 * 2**20, survives_broker_restart=True)
     options: ClassVar[Mapping[str, Callable[[str], Any]]] = {
-        "ssl": flag,
-        "ssl_ca_certs": str,
-        "ssl_certfile": str,
-        "ssl_keyfile": str,
-        "ssl_check_hostname": flag,
+        **TLS_OPTIONS,
         "sentinel_username": str,
         "sentinel_password": str,
     }
@@ -71,7 +68,7 @@ class RedisTransport(BrokerTransport):
         for option in ("sentinel_username", "sentinel_password"):
             if option in self.given and url.variant != "sentinel":
                 raise InvalidUrl(f"{url}: option {option!r} is for redis+sentinel:// only")
-        self.tls = self._tls_context()
+        self.tls = Tls.read(url, self.given, sealed=url.scheme == "rediss", scheme="rediss")
         self.node = secrets.token_hex(4)
 
     @property
@@ -82,37 +79,15 @@ class RedisTransport(BrokerTransport):
     def session(self) -> Session:
         return _RedisSession(self)
 
-    def endpoint(self, host: str, port: int | None) -> Endpoint:
+    def endpoint(self, host: str, port: int | None, tls: Tls | None) -> Endpoint:
         """Return how one server of this bus is connected to."""
         url, name = self.url, f"dse:{quote(self.bus, safe='', errors='surrogatepass')}:{self.node}"
-        return Endpoint(host, port or _PORT, url.username, url.password, self.db, name, self.tls)
+        return Endpoint(host, port or _PORT, url.username, url.password, self.db, name, tls)
 
-    def sentinel_endpoint(self, host: str, port: int | None) -> Endpoint:
+    def sentinel_endpoint(self, host: str, port: int | None, tls: Tls | None) -> Endpoint:
         """Return how one Sentinel is connected to."""
         username, password = self.given.get("sentinel_username"), self.given.get("sentinel_password")
-        return Endpoint(host, port or _SENTINEL_PORT, username, password, tls=self.tls)
-
-    def _tls_context(self) -> ssl.SSLContext | None:
-        given = {name: value for name, value in self.given.items() if name.startswith("ssl")}
-        wanted = given.pop("ssl", self.url.scheme == "rediss")
-        if not wanted and (given or self.url.scheme == "rediss"):
-            which = next(iter(given), "ssl")
-            raise InvalidUrl(f"{self.url}: option {which!r} is for rediss:// (or ssl=true with a variant)")
-        if not wanted:
-            return None
-        if "ssl_keyfile" in given and "ssl_certfile" not in given:
-            raise InvalidUrl(f"{self.url}: option 'ssl_keyfile' needs 'ssl_certfile'")
-        option = "ssl_ca_certs"
-        try:
-            context = ssl.create_default_context(cafile=given.get("ssl_ca_certs"))
-            if "ssl_certfile" in given:
-                option = "ssl_certfile"
-                # An empty password: OpenSSL would ask the terminal for one, and wait.
-                context.load_cert_chain(given["ssl_certfile"], given.get("ssl_keyfile"), password="")
-        except OSError as error:
-            raise InvalidUrl(f"{self.url}: option {option!r} cannot be used: {error}") from error
-        context.check_hostname = given.get("ssl_check_hostname", True)
-        return context
+        return Endpoint(host, port or _SENTINEL_PORT, username, password, tls=tls, resp3=False)
 
 
 def _read_path(url: TransportUrl) -> tuple[str, int]:
@@ -167,14 +142,15 @@ class _RedisSession(Session):
         deadline = time.monotonic() + transport.connect_timeout
         hosts = transport.url.hosts
         found = self._found = Found(transport.url)
-        endpoints = [transport.endpoint(*hosts[0])]
+        tls = transport.tls.again() if transport.tls is not None else None
+        endpoints = [transport.endpoint(*hosts[0], tls)]
         if transport.master:
-            sentinels = [transport.sentinel_endpoint(*host) for host in hosts]
-            endpoints = [transport.endpoint(*find_master(found, sentinels, transport.master, deadline))]
+            sentinels = [transport.sentinel_endpoint(*host, tls) for host in hosts]
+            endpoints = [transport.endpoint(*find_master(found, sentinels, transport.master, deadline), tls)]
         elif transport.sharded:
-            seeds = [transport.endpoint(*host) for host in hosts]
+            seeds = [transport.endpoint(*host, tls) for host in hosts]
             masters, self._slots = find_cluster(found, seeds, deadline)
-            endpoints = [transport.endpoint(*master) for master in masters]
+            endpoints = [transport.endpoint(*master, tls) for master in masters]
         for endpoint in endpoints:
             link = Link(
                 transport.url,

@@ -20,6 +20,7 @@ from dse.cli import check
 from dse.cli.main import main
 from dse.core.transport import Address
 from dse.testing.brokers import Broker
+from dse.testing.certificates import Authority
 from dse.testing.process import PortHold
 from dse.testing.rabbit_server import RabbitServer
 from dse.testing.redis_server import RedisServer
@@ -134,6 +135,17 @@ def test_nobody_listens(scheme: str) -> None:
     assert "nothing listens on that port: start the broker, or correct the port" in words
 
 
+def test_the_broker_may_come_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DSE_TRANSPORT", "fake://from-the-environment")
+    assert main(["check"]) == 0
+    assert capsys.readouterr().out.startswith("fake://from-the-environment\n")
+    monkeypatch.delenv("DSE_TRANSPORT")
+    assert main(["check"]) == 2
+    assert "which broker? Say its URL, or set DSE_TRANSPORT" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("scheme", ["redis", "rabbit"])
 def test_no_such_host(scheme: str) -> None:
     words = said(f"{scheme}://no-such-host.invalid")
@@ -204,6 +216,28 @@ class TestRedis:
         words = said(f"rediss://:right@localhost:{tls}")
         assert "certificate that is not trusted: self-signed certificate" in words
         assert "say whom to trust with ?ssl_ca_certs=FILE" in words
+
+    def test_certificates(self, tmp_path: Path) -> None:
+        ours, port = Authority(tmp_path), free_port()
+        right, late = ours.issue("localhost"), ours.issue("localhost", days=(-3, -1))
+        shown = right.copy(tmp_path / "shown")
+        files = {"tls-cert-file": shown.certificate, "tls-key-file": shown.key, "tls-ca-cert-file": ours.file}
+        config = {name: str(file) for name, file in files.items()}
+        with RedisServer(config={"tls-port": str(port), **config}) as server:
+            trust, own = f"ssl_ca_certs={ours.file}", f"ssl_certfile={right.certificate}&ssl_keyfile={right.key}"
+            words = said(f"rediss://127.0.0.1:{port}?{trust}&{own}")
+            assert "certificate is not valid for '127.0.0.1'" in words
+            assert "use the host name that the certificate is for, or say with ?ssl_server_name=NAME" in words
+            words = said(f"rediss://localhost:{port}?{trust}")
+            assert "client certificate" in words
+            assert "show one that the broker's authority has signed: ?ssl_certfile=FILE&ssl_keyfile=FILE" in words
+            late.put(shown)
+            server.command("CONFIG", "SET", *(word for pair in config.items() for word in pair))
+            words = said(f"rediss://localhost:{port}?{trust}&{own}")
+            assert "certificate that is not trusted: certificate has expired; here it is 20" in words
+            assert "renew the certificate of the broker, or set the clock of this machine" in words
+            words = said(f"rediss://localhost:{port}?{trust}&ssl_certfile={right.certificate}&ssl_keyfile={late.key}")
+            assert f"the key in {late.key} does not belong to the certificate in {right.certificate}" in words
 
     def test_another_kind_of_broker(self, redis: tuple[RedisServer, int]) -> None:
         where = redis[0].url.split("@")[1].split("/")[0]

@@ -21,6 +21,7 @@ import pytest
 from dse import DataService, Node, rpc
 from dse.core.transport import Address, ConnectionState, Delivery, TransportUrl
 from dse.errors import InvalidUrl, TransportUnavailable
+from dse.testing.certificates import files_for
 from dse.testing.contract.recorder import Client, eventually
 from dse.testing.rabbit_server import RabbitServer
 from dse.transports import _oslo_rabbit as driver
@@ -333,19 +334,7 @@ class TestSharedQueues:
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tls")
-
-    def openssl(*arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
-
-    key = ("-newkey", "rsa:2048", "-nodes")
-    openssl("req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.pem", "-days", "2", "-subj", "/CN=test ca")
-    openssl("req", *key, "-keyout", "server.key", "-out", "server.csr", "-subj", "/CN=server")
-    (folder / "names").write_text("subjectAltName=DNS:localhost\n")
-    sign = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", "names")
-    openssl("x509", "-req", "-in", "server.csr", "-out", "server.pem", *sign)
-    openssl("req", "-x509", *key, "-keyout", "other.key", "-out", "other.pem", "-days", "2", "-subj", "/CN=other")
-    return folder
+    return files_for("localhost", tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture(scope="module")
@@ -356,8 +345,8 @@ def tls_port(certificates: Path) -> Iterator[int]:
     config = {
         "listeners.ssl.1": f"127.0.0.1:{port}",
         "ssl_options.cacertfile": f"{certificates}/ca.pem",
-        "ssl_options.certfile": f"{certificates}/server.pem",
-        "ssl_options.keyfile": f"{certificates}/server.key",
+        "ssl_options.certfile": f"{certificates}/cert.pem",
+        "ssl_options.keyfile": f"{certificates}/key.pem",
     }
     with RabbitServer(config=config):
         yield port

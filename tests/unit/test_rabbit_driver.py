@@ -5,11 +5,9 @@ The guarantees that all drivers share are the contract suite's business.
 
 from __future__ import annotations
 
-import contextlib
 import secrets
 import socket
 import struct
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +17,7 @@ import pytest
 
 from dse.core.transport import Address, ConnectionState, Delivery, TransportUrl
 from dse.errors import InvalidUrl, TransportUnavailable
+from dse.testing.certificates import files_for
 from dse.testing.rabbit_server import RabbitServer
 from dse.transports import rabbit as driver
 from dse.transports._rabbit_frames import HEARTBEAT, FrameParser, NotAmqp, message, publish_method
@@ -406,19 +405,7 @@ class TestSharedQueues:
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tls")
-
-    def openssl(*arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
-
-    key = ("-newkey", "rsa:2048", "-nodes")
-    openssl("req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.pem", "-days", "2", "-subj", "/CN=test ca")
-    for name in ("server", "client"):
-        openssl("req", *key, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
-        (folder / "names").write_text("subjectAltName=DNS:localhost\n")
-        sign = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", "names")
-        openssl("x509", "-req", "-in", f"{name}.csr", "-out", f"{name}.pem", *sign)
-    return folder
+    return files_for("localhost", tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture(scope="module")
@@ -429,74 +416,16 @@ def tls_url(certificates: Path) -> Iterator[str]:
     config = {
         "listeners.ssl.1": f"127.0.0.1:{port}",
         "ssl_options.cacertfile": f"{certificates}/ca.pem",
-        "ssl_options.certfile": f"{certificates}/server.pem",
-        "ssl_options.keyfile": f"{certificates}/server.key",
+        "ssl_options.certfile": f"{certificates}/cert.pem",
+        "ssl_options.keyfile": f"{certificates}/key.pem",
         "ssl_options.verify": "verify_peer",
         "ssl_options.fail_if_no_peer_cert": "true",
     }
     with RabbitServer(config=config):
         yield (
-            f"amqps://localhost:{port}?ssl_certfile={certificates}/client.pem&ssl_keyfile={certificates}/client.key"
+            f"amqps://localhost:{port}?ssl_certfile={certificates}/cert.pem&ssl_keyfile={certificates}/key.pem"
             f"&ssl_ca_certs={certificates}/ca.pem"
         )
-
-
-class SlowLink:
-    """Passes on connections to a local port, to there at `rate` bytes a second once `slow` is set."""
-
-    rate = 1_000_000
-
-    def __init__(self, port: int) -> None:
-        self._target = port
-        self._listener = socket.socket()
-        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)  # or it would take in too much at once
-        self._listener.bind(("127.0.0.1", 0))
-        self._listener.listen()
-        self.port: int = self._listener.getsockname()[1]
-        self.slow = threading.Event()
-        self._full_speed = threading.Event()
-        self._ends: list[socket.socket] = []
-        self._threads = [threading.Thread(target=self._accept)]
-        self._threads[0].start()
-
-    def full_speed(self) -> None:
-        self._full_speed.set()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                client, _ = self._listener.accept()
-                self._ends.append(client)
-                broker = socket.create_connection(("127.0.0.1", self._target))
-                self._ends.append(broker)
-                for ends in ((client, broker), (broker, client)):
-                    self._threads.append(threading.Thread(target=self._pass_on, args=(*ends, ends[0] is client)))
-                    self._threads[-1].start()
-
-    def _pass_on(self, source: socket.socket, target: socket.socket, forth: bool) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(16_384):
-                target.sendall(data)
-                if forth and self.slow.is_set():
-                    self._full_speed.wait(len(data) / self.rate)
-        with contextlib.suppress(OSError):
-            target.shutdown(socket.SHUT_RDWR)
-
-    def __enter__(self) -> SlowLink:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._full_speed.set()
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._threads[0].join()
-        for end in self._ends:
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-        for thread in self._threads[1:]:
-            thread.join()
-        for end in (self._listener, *self._ends):
-            end.close()
 
 
 class TestTls:
@@ -537,23 +466,6 @@ class TestTls:
         expected = [b"%d %c %d" % (trip, half, n) for trip in range(1, 301) for half in b"ab" for n in range(20)]
         assert [frame for _, frame in heard.got] == expected
         assert [frame for _, frame in sent.undelivered] == expected
-
-    def test_a_frame_may_take_longer_than_a_heartbeat_while_the_link_takes_it(self, bus: Bus, tls_url: str) -> None:
-        port = int(tls_url.partition("?")[0].rpartition(":")[2])
-        with SlowLink(port) as link:
-            url = tls_url.replace(f":{port}?", f":{link.port}?heartbeat=2&")
-            transport, events = bus.open(url)
-            transport.listen(direct())
-            frame = secrets.token_bytes(transport.capabilities.max_frame)
-            link.slow.set()
-            begun = time.monotonic()
-            transport.send(direct(), frame)
-            assert time.monotonic() - begun > 2.0  # or it was no test
-            link.full_speed()
-            events.wait(lambda e: bool(e.got))
-            assert events.got[0][1] == frame
-            transport.close()
-        assert events.states == [ConnectionState.CONNECTED, ConnectionState.CLOSED]
 
     def test_many_threads(self, bus: Bus, tls_url: str) -> None:
         transport, events = bus.open(tls_url)

@@ -8,8 +8,6 @@ from __future__ import annotations
 import contextlib
 import secrets
 import socket
-import ssl
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,8 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from dse.core.tls import Tls
 from dse.core.transport import Address, ConnectionState, Delivery, TransportUrl
 from dse.errors import InvalidUrl, TransportUnavailable
+from dse.testing.certificates import files_for
 from dse.testing.redis_server import RedisCluster, RedisSentinelSet, RedisServer
 from dse.transports._redis_wire import MORE, Endpoint, Wire, pack
 from dse.transports.redis import RedisTransport
@@ -360,34 +360,8 @@ class TestClosingListener:
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certification authority, and a certificate for localhost."""
-    folder = tmp_path_factory.mktemp("certificates")
-    (folder / "ext").write_text("subjectAltName=DNS:localhost\n")
-    new = ["openssl", "req", "-newkey", "rsa:2048", "-nodes"]
-    for command in (
-        [*new, "-x509", "-days", "2", "-subj", "/CN=test-ca", "-keyout", "ca.key", "-out", "ca.pem"],
-        [*new, "-subj", "/CN=localhost", "-keyout", "key.pem", "-out", "request.pem"],
-        [
-            "openssl",
-            "x509",
-            "-req",
-            "-in",
-            "request.pem",
-            "-CA",
-            "ca.pem",
-            "-CAkey",
-            "ca.key",
-            "-CAcreateserial",
-            "-days",
-            "2",
-            "-extfile",
-            "ext",
-            "-out",
-            "cert.pem",
-        ],
-    ):
-        subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=60)
-    return folder
+    """An authority, and a certificate for localhost."""
+    return files_for("localhost", tmp_path_factory.mktemp("certificates"))
 
 
 @pytest.fixture(scope="module")
@@ -530,10 +504,10 @@ class TestTls:
     def test_who_has_little_time_does_not_wait_for_the_rest_of_a_record(
         self, certificates: Path, tls_port: int, part: int
     ) -> None:
-        context = ssl.create_default_context(cafile=str(certificates / "ca.pem"))
-        context.load_cert_chain(certificates / "cert.pem", certificates / "key.pem")
+        files = (str(certificates / f"{name}.pem") for name in ("ca", "cert", "key"))
+        tls = Tls(TransportUrl.parse("rediss://test"), *files)
         with Dripping(tls_port) as relay:
-            wire = Wire("rediss://test", Endpoint("localhost", relay.port, tls=context))
+            wire = Wire("rediss://test", Endpoint("localhost", relay.port, tls=tls))
             try:
                 wire.open(time.monotonic() + 5)
                 wire.run(send_timeout=5, receive_timeout=20)

@@ -518,6 +518,14 @@ class TestTheEnvironment:
         assert file.url == shown
         assert "pass-word" not in file.redact(f"{environment}")
 
+    @pytest.mark.parametrize("option", ["ssl_keyfile", "ssl_certfile", "ssl_ca_certs"])
+    def test_where_a_key_or_certificate_is_is_no_secret(self, read: Read, option: str) -> None:
+        url = f"redis://h?{option}=${{FILE}}&ssl_keyfile_password=${{PW}}"
+        with pytest.raises(FileError) as caught:
+            read(f'transport = "{url}"', FILE="/etc/dse/node.pem", PW="pass-word")
+        assert f"{option}=/etc/dse/node.pem" in str(caught.value)
+        assert "pass-word" not in str(caught.value)
+
 
 class TestTheCommand:
     def test_check_says_that_all_is_right(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

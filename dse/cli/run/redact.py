@@ -10,8 +10,8 @@ from urllib.parse import quote, quote_plus
 
 __all__ = ["SECRET_NAME", "Redactor"]
 
-SECRET_NAME = re.compile(r"pass|secret|token|key|credential", re.IGNORECASE)
-"""Finds the names of options whose values are nobody's business."""
+SECRET_NAME = re.compile(r"pass|secret|token|key(?!s?_?file$)|credential", re.IGNORECASE)
+"""Finds the names of options whose values are nobody's business; the path of a file with a key is none of these."""
 
 MASK = "***"
 SHORTEST = 4

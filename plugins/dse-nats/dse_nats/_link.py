@@ -18,11 +18,12 @@ from typing import NamedTuple
 
 from dse.core.outbox import Outbox
 from dse.core.receiving import Turn
+from dse.core.sockets import unavailable
 from dse.core.transport import Address, Delivery
 from dse_nats._claims import CLAIM, Claims
 from dse_nats._parts import Assembly, is_part, split
 from dse_nats._pending import Awaited, Pending
-from dse_nats._wire import Endpoint, NotPossible, Refused, Wire, unavailable
+from dse_nats._wire import Endpoint, NotPossible, Refused, Wire
 from dse_nats.protocol import (
     NO_RESPONDERS,
     PING,

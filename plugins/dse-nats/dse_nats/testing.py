@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import secrets
+import signal
 import socket
 import time
 from collections.abc import Mapping
@@ -58,6 +59,10 @@ class NatsServer(ServerBroker):
         except BaseException:
             self.close()
             raise
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send the server a signal; on SIGHUP it reads its configuration and its certificates again."""
+        self._servers[0].signal(number)
 
     def leftovers(self, bus: str) -> set[str]:
         return _leftovers(bus, self._hold.port, self._credentials)

@@ -12,24 +12,26 @@ Subjects are ``dse.<bus>.<d|a|f>.<name>``, made of `dse.core.connection.wire_nam
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import random
 import secrets
-import ssl
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
-from dse.core.connection import JOIN_TIMEOUT, BrokerTransport, Session, flag, wire_name
+from dse.core.connection import JOIN_TIMEOUT, BrokerTransport, Session, wire_name
 from dse.core.receiving import Turn
+from dse.core.sockets import unavailable
+from dse.core.tls import TLS_OPTIONS, Tls
 from dse.core.transport import Address, Capabilities, Delivery, TransportEvents
 from dse.core.url import TransportUrl
 from dse.errors import ConfigError, InvalidUrl, TransportError, TransportUnavailable
 from dse_nats._cluster import Others
 from dse_nats._link import Link
-from dse_nats._wire import Endpoint, NotPossible, unavailable
+from dse_nats._wire import Endpoint, NotPossible
 from dse_nats.local import Membership
 from dse_nats.protocol import NotNats
 
@@ -57,11 +59,8 @@ class NatsTransport(BrokerTransport):
 
     capabilities = Capabilities(undeliverable=True, max_frame=8 * 2**20, survives_broker_restart=True)
     options: ClassVar[Mapping[str, Callable[[str], Any]]] = {
+        **TLS_OPTIONS,
         "token": str,
-        "ssl_ca_certs": str,
-        "ssl_certfile": str,
-        "ssl_keyfile": str,
-        "ssl_check_hostname": flag,
     }
     connection_errors = (OSError, NotNats)
 
@@ -80,8 +79,7 @@ class NatsTransport(BrokerTransport):
             raise InvalidUrl(f"{url}: the host is missing")
         elif "token" in self.given and url.password is not None:
             raise InvalidUrl(f"{url}: option 'token' and a password exclude each other")
-        elif any(option.startswith("ssl") for option in self.given):
-            self.tls_context()
+        self.tls, self.must_encrypt = self._read_tls()
         self.bus_subjects = subjects_of(bus)
         self.name = f"{self.bus_subjects}{os.getpid()}"
 
@@ -97,7 +95,7 @@ class NatsTransport(BrokerTransport):
     def session(self) -> Session:
         return _NatsSession(self)
 
-    def endpoints(self, info: Mapping[str, Any] | None = None) -> list[Endpoint]:
+    def endpoints(self, tls: Tls | None, info: Mapping[str, Any] | None = None) -> list[Endpoint]:
         """Return the servers to try, in random order; with what a server said of itself, those that it knows too."""
         url, given = self.url, self.given
         credentials: dict[str, str] = {}
@@ -107,28 +105,21 @@ class NatsTransport(BrokerTransport):
             credentials = {"user": url.username, "pass": url.password or ""}
         elif url.password is not None:
             credentials["auth_token"] = url.password
-        tls = url.variant == "tls"
         hosts = {(host, port or _PORT) for host, port in url.hosts} | _hosts_in(info or {})
-        found = [Endpoint(host, port, self.name, self.tls_context, tls, credentials) for host, port in hosts]
+        found = [Endpoint(host, port, self.name, tls, self.must_encrypt, credentials) for host, port in hosts]
         random.shuffle(found)
         return found
 
-    def tls_context(self) -> ssl.SSLContext:
-        """Return a new context: certificates may have been renewed since the last session."""
-        given = self.given
-        if "ssl_keyfile" in given and "ssl_certfile" not in given:
-            raise InvalidUrl(f"{self.url}: option 'ssl_keyfile' needs 'ssl_certfile'")
-        option = "ssl_ca_certs"
-        try:
-            context = ssl.create_default_context(cafile=given.get(option))
-            option = "ssl_certfile"
-            if option in given:
-                # An empty password: OpenSSL would ask the terminal for one, and wait.
-                context.load_cert_chain(given[option], given.get("ssl_keyfile"), password="")
-        except OSError as error:
-            raise InvalidUrl(f"{self.url}: option {option!r} cannot be used: {error}") from error
-        context.check_hostname = given.get("ssl_check_hostname", True)
-        return context
+    def _read_tls(self) -> tuple[Tls | None, bool]:
+        """Return how connections are encrypted, and whether that is not left to the server."""
+        url, given = self.url, self.given
+        sealed = url.variant == "tls"
+        # Whoever says how to do TLS wants it.
+        wants = sealed or not TLS_OPTIONS.keys().isdisjoint(given.keys() - {"ssl"})
+        if wants or "ssl" in given:
+            tls = Tls.read(url, {"ssl": wants} | given, sealed=sealed, scheme="nats+tls")
+            return tls, tls is not None
+        return (None if self.local else Tls(url)), False
 
     def _check_local(self) -> None:
         url = self.url
@@ -166,6 +157,7 @@ class _NatsSession(Session):
         self._link: Link | None = None
         self._membership: Membership | None = None
         self._others: Others | None = None  # where there is a cluster
+        self._tls: Tls | None = None  # set by `open`, in which whatever uses it begins
         self._closed = False
         self._opening = False  # a thread is in `open`, and may be using the connection
 
@@ -175,9 +167,11 @@ class _NatsSession(Session):
         self._opening = True
         try:
             deadline = time.monotonic() + self._transport.connect_timeout
-            endpoints = [self._join(deadline)] if self._transport.local else self._transport.endpoints()
+            transport = self._transport
+            self._tls = transport.tls.again() if transport.tls is not None else None
+            endpoints = [self._join(deadline)] if transport.local else transport.endpoints(self._tls)
             link = self._connect(endpoints, deadline)
-            link.start(self._transport.spawn)
+            link.start(transport.spawn)
         finally:
             self._opening = False
 
@@ -190,9 +184,7 @@ class _NatsSession(Session):
             self._refuse_closed()
             self._membership = membership
         server = membership.join(deadline)
-        return Endpoint(
-            "127.0.0.1", server.port, transport.name, transport.tls_context, credentials={"auth_token": server.token}
-        )
+        return Endpoint("127.0.0.1", server.port, transport.name, None, credentials={"auth_token": server.token})
 
     def _connect(self, endpoints: Sequence[Endpoint], deadline: float) -> Link:
         """Connect to one of the servers; what time is left is shared by those left."""
@@ -288,7 +280,8 @@ class _NatsSession(Session):
         with self._lock:
             if self._others is None:
                 own = str(link.wire.info.get("server_id"))
-                self._others = Others(transport.url, own, link.inbox, lambda: transport.endpoints(link.wire.info))
+                where = functools.partial(transport.endpoints, self._tls, link.wire.info)
+                self._others = Others(transport.url, own, link.inbox, where)
         marker = link.inbox + b"m." + secrets.token_hex(8).encode()
         sid = link.mark(marker)
         try:

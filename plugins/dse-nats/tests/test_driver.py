@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from hypothesis import strategies as st
 from dse.core.plugins import installed_transports, load_transport
 from dse.core.transport import Address, ConnectionState, Delivery
 from dse.errors import InvalidUrl, TransportUnavailable
+from dse.testing.certificates import files_for
 from dse.testing.contract.fixtures import bounded
 from dse.testing.contract.recorder import DEADLINE, PROMPT, Client, address, eventually, with_options
 from dse_nats import NatsTransport
@@ -318,17 +318,8 @@ class TestLeaving:
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certification authority, and a certificate for localhost."""
-    folder = tmp_path_factory.mktemp("certificates")
-    (folder / "ext").write_text("subjectAltName=DNS:localhost\n")
-    new = "req -newkey rsa:2048 -nodes"
-    for command in (
-        f"{new} -x509 -days 2 -subj /CN=test-ca -keyout ca.key -out ca.pem",
-        f"{new} -subj /CN=localhost -keyout key.pem -out request.pem",
-        "x509 -req -in request.pem -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile ext -out cert.pem",
-    ):
-        subprocess.run(["openssl", *command.split()], cwd=folder, check=True, capture_output=True, timeout=60)
-    return folder
+    """An authority, and a certificate for localhost."""
+    return files_for("localhost", tmp_path_factory.mktemp("certificates"))
 
 
 @pytest.fixture(scope="module")
@@ -398,3 +389,17 @@ class TestTls:
     def test_client_certificate_is_needed(self, make: Make, certificates: Path, secure: NatsServer) -> None:
         with pytest.raises(TransportUnavailable, match=r"TLS|closed the connection|cannot be reached"):
             make(self.url(certificates, secure.port, client=False))
+
+    def test_nothing_that_was_said_in_plain_text_counts_as_said_in_tls(self, make: Make) -> None:
+        info = b'INFO {"tls_required":true,"headers":true,"max_payload":1048576}\r\n'
+        with answering(info + b"PONG\r\nMSG dse.b.f.x 1 5\r\nhello\r\n") as port:
+            assert "before TLS has begun" in refused(make, f"nats+tls://127.0.0.1:{port}")
+
+    def test_who_wants_no_tls_gets_none(self, make: Make, secure: NatsServer) -> None:
+        assert "wants TLS, which option 'ssl' turns off" in refused(make, f"nats://localhost:{secure.port}?ssl=no")
+
+    @pytest.mark.parametrize("option", ["ssl=yes", "ssl_check_hostname=yes"])
+    def test_whoever_names_an_option_of_tls_is_not_served_without(
+        self, make: Make, server: NatsServer, option: str
+    ) -> None:
+        assert "offers no TLS" in refused(make, f"nats://127.0.0.1:{server.port}?{option}")
