@@ -33,6 +33,7 @@ from dse.core.messages import (
 from dse.core.methods import Method, current_request, set_current_request
 from dse.core.threads import AsyncLoop, Pool, SerialQueue, Timers
 from dse.core.transport import Address
+from dse.core.untrusted import decode_value
 from dse.core.wire import Wire
 from dse.errors import (
     CallTimeout,
@@ -55,7 +56,6 @@ __all__ = ["Outcome", "RpcClient", "RpcServer", "register_error"]
 
 _log = logging.getLogger("dse.node")
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder().decode
 
 _REFUSALS: dict[str, type[DseError]] = {
     error.__name__: error for error in (NoSuchService, NoSuchMethod, InvalidArguments, Overloaded, Untrusted)
@@ -415,7 +415,7 @@ class RpcClient:
         if call is None:
             return
         try:
-            result = _decode(message.result)
+            result = decode_value(message.result)
         except Exception as error:
             call.handle.answer.set_exception(RemoteError("BadResult", f"the result cannot be decoded: {error}"))
         else:
@@ -614,7 +614,7 @@ def _error_of(failure: Failure) -> BaseException:
     registered = _registered.get(failure.type_name)
     if registered is not None and failure.args is not None:
         try:
-            args = _decode(failure.args)
+            args = decode_value(failure.args)
             if isinstance(args, list):
                 return registered(*args)
         except Exception as error:

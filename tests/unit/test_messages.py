@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dse.core import messages
+from dse.core.info import DataServiceInfo
 from dse.core.messages import (
     BadFrame,
     Catalogue,
@@ -40,7 +41,7 @@ from dse.core.rows import check_received
 RAW = msgspec.Raw(msgspec.msgpack.encode({"a": 1}))
 EXAMPLES: list[Message] = [
     Heartbeat("n", "n/1", 1.5, 1.0, 3, True),
-    Catalogue("n", "n/1", 1.0, 1.0, 2, [{"service_id": "s"}], ["ping"]),
+    Catalogue("n", "n/1", 1.0, 1.0, 2, [DataServiceInfo("s", "n", {"t": ("a",)}).to_dict()], ["ping"]),
     Request(1, "i", "n", "s", "m", RAW, 5.0, True, {"trace": "id"}),
     Request(0, "i", "n", None, "m", RAW, 5.0),
     Failure(1, "RemoteError", "text", "module.Type", "traceback", msgspec.msgpack.encode(["a", 1])),
