@@ -26,6 +26,7 @@ __all__ = [
     "NAME",
     "PEERS",
     "REPLICAS",
+    "ROWS",
     "SERVICES",
     "SHORT",
     "SUBSCRIBERS",
@@ -103,6 +104,9 @@ ACCEPTED_WHILE_BUSY = 10
 COROUTINES = ACCEPTED_WHILE_BUSY
 
 # Tables
+
+ROWS = 10_000_000
+"""Rows of a table."""
 
 SUBSCRIBERS = 10_000
 """Nodes that subscribe to one table."""
