@@ -28,6 +28,7 @@ from typing import Any, ClassVar
 from urllib.parse import quote
 
 from dse.core.age import CLOCK_ID, STAMP, FrameAges
+from dse.core.pace import Pace
 from dse.core.receiving import Awaited, Turn
 from dse.core.transport import Address, ConnectionState, Delivery, Transport, TransportEvents
 from dse.core.url import TransportUrl
@@ -162,6 +163,7 @@ class BrokerTransport(Transport):
         self._losses: tuple[type[BaseException], ...] = (*self.connection_errors, TransportUnavailable)
         self._forked = False
         self._ages = FrameAges()
+        self._log_pace = Pace(10, 1 / 6)  # of lines about what was dropped
         self._ages_lock = threading.Lock()  # protects _ages
         self._changed = threading.Condition()
         # All below: protected by _changed; _session may be read without it.
@@ -546,7 +548,8 @@ class BrokerTransport(Transport):
         except struct.error:
             kind, clock, stamp, ttl = 0, b"", 0.0, 0.0
         if kind != 1 or not math.isfinite(stamp + ttl):
-            _log.warning("%s: dropped %d bytes that no DSE transport sent", self.url, len(data))
+            if self._log_pace.take(time.monotonic()):
+                _log.warning("%s: dropped %d bytes that no DSE transport sent", self.url, len(data))
             return None
         age = time.monotonic() - stamp
         if clock != CLOCK_ID:

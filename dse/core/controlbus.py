@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from dse.core import limits
 from dse.core.effects import Effect, Send
 from dse.core.info import DataServiceInfo, NodeStatus
 from dse.core.membership import Membership, NodeState, Peer, PeerEvent
@@ -17,6 +19,7 @@ from dse.errors import ConfigError
 
 __all__ = ["ControlBus", "Member"]
 
+_log = logging.getLogger("dse.node")
 T = TypeVar("T")
 
 _ANNOUNCE_EVERY = 0.02  # seconds, at least, between two announcements of one's own catalogue: it may be long
@@ -71,6 +74,7 @@ class ControlBus:
         self._announced_at = -math.inf
         self._announcer = timers.timer(lambda: control.put(self._announce))
         self._clash_told = False
+        self._left_out = 0
         self.members: Mapping[str, Member] = {}  # live peers by instance
         self.replicas: Mapping[str, Sequence[Member]] = {}  # live peers by service_id, JOINED before SUSPECT
         self.preferred: Mapping[str, Sequence[Member]] = {}  # of these the JOINED, or all where there is none
@@ -207,7 +211,7 @@ class ControlBus:
                 if events:
                     self._rebuild(events)
                 self._changed.notify_all()
-            wakeup = machine.wakeup
+            wakeup, left_out = machine.wakeup, machine.left_out
             resumed = machine.resumed - resumed
         self._timers.set(self._timer, wakeup)
         if effects:
@@ -215,10 +219,15 @@ class ControlBus:
             # Peers are answered from the queue: the receiving thread goes on receiving.
             if self._control.thread is threading.current_thread() or self.state is NodeState.LEFT:
                 self._wire.carry_out(sends)
-            else:
+            elif len(self._control) < limits.CONTROL_JOBS:
                 self._control.put(lambda: self._wire.carry_out(sends))
         if events:
             self._on_event(events)
+        if left_out > self._left_out:
+            if not self._left_out:
+                _log.warning("node %r: the catalogues of its peers are over the limit of %d MiB; some are not kept",
+                             machine.node_id, limits.CATALOGUES >> 20)  # fmt: skip
+            self._left_out = left_out
         if clash is not None:
             self._on_clash(clash)
         if resumed:
@@ -262,5 +271,6 @@ def _read_infos(peer: Peer) -> dict[str, DataServiceInfo]:
             info = DataServiceInfo.from_dict(known)  # keys of a later release are ignored
         except ConfigError:
             continue
-        infos[info.service_id] = info
+        if info.node_id == peer.node_id:  # nobody speaks for another node
+            infos[info.service_id] = info
     return infos

@@ -7,7 +7,6 @@ or do; none of them is reached by a bus that works as intended.
 from __future__ import annotations
 
 __all__ = [
-    "ACCEPTED_WHILE_BUSY",
     "ALIKE",
     "CATALOGUE",
     "CATALOGUES",
@@ -26,6 +25,7 @@ __all__ = [
     "NAME",
     "PEERS",
     "REPLICAS",
+    "REQUESTS",
     "ROWS",
     "SERVICES",
     "SHORT",
@@ -98,10 +98,11 @@ CONTROL_JOBS = 10_000
 LONGEST_TIMEOUT = 7 * 86_400.0
 """Seconds that a request may wait; a longer timeout counts as this."""
 
-ACCEPTED_WHILE_BUSY = 10
-"""How many times `max_pending` methods that are ``async def`` may be under way."""
+REQUESTS = 256 << 20
+"""Bytes of the arguments of requests that wait for a worker."""
 
-COROUTINES = ACCEPTED_WHILE_BUSY
+COROUTINES = 10
+"""How many times `max_pending` calls of ``async def`` methods may be under way; half of them for one node."""
 
 # Tables
 

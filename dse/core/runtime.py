@@ -54,6 +54,7 @@ from dse.core.messages import (
     service_address,
 )
 from dse.core.methods import Method
+from dse.core.pace import Pace
 from dse.core.receiving import leads
 from dse.core.rpc import RpcClient, RpcServer
 from dse.core.table import PublishedTable
@@ -94,6 +95,7 @@ class Runtime:
         self.joined = False
         self.retired = False  # the catalogue is empty from now on
         self._bad_logged = -_LOG_EVERY
+        self._log_pace = Pace(10, 1 / 6)  # of lines about messages that cannot be taken
         self._hosts = node.hosts  # of this life: the next has others
         self._offers: list[str] = []  # services that run and are not offered yet
         self._offers_lock = threading.Lock()  # protects _offers
@@ -123,7 +125,9 @@ class Runtime:
         self.publisher = Publisher(
             self.wire, self.timers, self.control, sizes, engine.unique, self._subscribers_changed
         )
-        self.hub = ReplicaHub(self.wire, self.listeners, self.timers, self.control, self._publishers_of)
+        self.hub = ReplicaHub(
+            self.wire, self.listeners, self.timers, self.control, self._publishers_of, engine.numbers()
+        )
         inline = InlineRuns(self.transport, self.timers, self.workers)
         self._inline = inline.possible
         self.client = RpcClient(
@@ -137,6 +141,7 @@ class Runtime:
             self._hosts.__contains__,
             self.reports_undeliverable,
             engine.random.randrange(1 << 16),
+            engine.numbers(),
         )
         self.server = RpcServer(
             node.node_id, self.wire, self.workers, self.loop, inline, node.max_pending, self._find, self.timers.now
@@ -407,7 +412,8 @@ class Runtime:
         try:
             self._handlers[type(message)](address, message)
         except DseError as error:
-            _log.warning("node %r: %s: %s", self.node.node_id, type(message).__name__, error)
+            if self._log_pace.take(self.timers.now()):
+                _log.warning("node %r: %s: %s", self.node.node_id, type(message).__name__, error)
 
     def _bad_frame(self, address: Address, frame: bytes, error: BadFrame) -> None:
         kind = "foreign_frames" if isinstance(error, ForeignVersion) else "bad_frames"

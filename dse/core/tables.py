@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from dse.core import limits
 from dse.core.effects import Effect, Listen, Send, Unlisten
 from dse.core.messages import (
     CatchUp,
@@ -33,6 +33,7 @@ from dse.core.tablelog import LEASE, Sizes
 from dse.core.threads import SerialQueue, Timer, Timers
 from dse.core.transport import Address
 from dse.core.wire import Wire
+from dse.errors import TableError
 
 if TYPE_CHECKING:
     from dse.core.listeners import Listeners
@@ -42,6 +43,7 @@ __all__ = ["Publisher", "ReplicaHub"]
 HOLD = 0.001  # seconds that changes which come fast are held back at most, so that they go out together
 RENEW = 20.0  # seconds between two renewals of all subscriptions
 MAX_ORPHANS = 10_000
+_HALF = (1 << 30) - 1  # of the bits of a request's number: the rest is room to count in
 
 
 class Publisher:
@@ -301,13 +303,14 @@ class ReplicaHub:
         timers: Timers,
         control: SerialQueue,
         publishers_of: Callable[[str, str], list[str]],
+        numbers: Iterator[int],
     ) -> None:
         self._wire = wire
         self._listeners = listeners
         self._timers = timers
         self._control = control
         self._publishers_of = publishers_of
-        self._numbers = itertools.count(1)
+        self._numbers = numbers
         self._lock = threading.Lock()
         self._shared: dict[tuple[str, str], _SharedReplica] = {}
         self._by_number: dict[int, _SharedReplica] = {}  # the upper half of its requests' numbers
@@ -331,9 +334,14 @@ class ReplicaHub:
             with self._lock:
                 shared = self._shared.get(key)
                 if shared is None:
-                    # Requests are numbered per node, in steps, so that an answer to an earlier life is nobody's.
-                    number = next(self._numbers)
-                    machine = ReplicaMachine(service_id, table, self._wire.instance, number << 32)
+                    if len(self._shared) >= limits.REPLICAS:
+                        raise TableError(f"a node follows at most {limits.REPLICAS:,} tables")
+                    # An answer to an earlier life is nobody's, and only who was asked knows the number to answer to.
+                    number = next(self._numbers) & _HALF
+                    while number in self._by_number:
+                        number = next(self._numbers) & _HALF
+                    first = next(self._numbers) & _HALF
+                    machine = ReplicaMachine(service_id, table, self._wire.instance, (number << 32) + first)
                     if not self._connected:
                         machine.disconnected()
                     shared = _SharedReplica(machine, self._timers.timer(lambda: None))

@@ -6,11 +6,13 @@ import asyncio
 import heapq
 import itertools
 import logging
+import os
 import random
+import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from typing import Any
 
@@ -323,6 +325,12 @@ class Engine:
     def unique(self) -> str:
         """Return a name that nobody else has: 128 random bits, from a generator that the system seeded."""
         return f"{self.random.getrandbits(128):032x}"
+
+    def numbers(self) -> Iterator[int]:
+        """Yield numbers from 1 to 2**62 that nobody can guess; for one thread at a time."""
+        while True:
+            for (number,) in struct.iter_unpack("=Q", os.urandom(4096)):
+                yield 1 + (number >> 2)
 
     def linger(self, seconds: float) -> None:
         """Give the other threads time."""
