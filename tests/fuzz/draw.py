@@ -1,4 +1,4 @@
-"""Values drawn from fuzzed bytes: any bytes are a sequence of choices, and a byte more or less changes only what follows."""
+"""Values drawn from fuzzed bytes: any bytes are a sequence of choices, and another byte changes only what follows."""
 
 from __future__ import annotations
 
@@ -46,6 +46,9 @@ _FLOATS = (0.0, 1.0, 0.5, -1.0, 1e-9, 60.0, 3600.0, 1e6, 1e300, -1e300, 5e-324, 
 _TEXTS = ("", "s", "t", "n1", "n2", "n1/a", "n2/b", "me", "me/1", "ping", "é", "x" * 300, "\x00", "a b", "/", "%", "*")
 
 
+_CODES = ("RemoteError", "NoSuchService", "NoSuchMethod", "Stopping", "Overloaded", "", "x")
+
+
 class Exhausted(Exception):
     """The bytes are used up."""
 
@@ -90,7 +93,9 @@ class Draw:
             return kind
         if kind < 224:
             return _INTS[kind % len(_INTS)]
-        return int.from_bytes(self.take(8), "little") if kind < 240 else int.from_bytes(self.take(8), "big", signed=True)
+        return (
+            int.from_bytes(self.take(8), "little") if kind < 240 else int.from_bytes(self.take(8), "big", signed=True)
+        )
 
     def float(self) -> float:
         kind = self.byte()
@@ -114,8 +119,8 @@ class Draw:
         kind = self.byte() % 12
         if kind < 4:
             return self.below(8)
-        return (None, True, self.float, self.name, lambda: self.take(4), self.int, 2.5, "a")[kind - 4] if kind in (
-            4, 5, 10, 11) else (self.float, self.name, lambda: self.take(4), self.int)[kind - 6]()  # fmt: skip
+        draws = (self.float, self.name, lambda: self.take(4), self.int)
+        return draws[kind - 4]() if kind < 8 else (None, True, 2.5, "a")[kind - 8]
 
     def row(self, width: int | None = None) -> tuple[Any, ...]:
         return tuple(self.cell() for _ in range(self.below(4) if width is None else width))
@@ -182,9 +187,7 @@ class Draw:
 
 def _plain(rows: frozenset[Any]) -> frozenset[Any]:
     # Compared by type: bytes, NaN and minus infinity do not come in a plain row.
-    return frozenset(
-        row for row in rows if not any(isinstance(c, bytes) or c != c or c == -math.inf for c in row)
-    )
+    return frozenset(row for row in rows if not any(isinstance(c, bytes) or c != c or c == -math.inf for c in row))
 
 
 _MAKE: dict[type, Callable[[Draw], Any]] = {
@@ -201,7 +204,7 @@ _MAKE: dict[type, Callable[[Draw], Any]] = {
     ),
     Reply: lambda d: Reply(d.int(), d.raw()),
     Failure: lambda d: Failure(
-        d.int(), d.choice(["RemoteError", "NoSuchService", "NoSuchMethod", "Stopping", "Overloaded", "", "x"]), d.name(),
+        d.int(), d.choice(_CODES), d.name(),
         d.name(), d.name(), d.take(d.byte()) if d.flag() else None,
     ),
     Accepted: lambda d: Accepted(d.int(), d.name(), d.name()),

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from msgspec import Raw, msgpack
+
 from dse.core.info import DataServiceInfo, MethodInfo
 from dse.core.messages import (
     Accepted,
@@ -32,7 +34,6 @@ from dse.core.messages import (
     encode,
     encode_body,
 )
-from msgspec import Raw, msgpack
 
 __all__ = ["FRAMES"]
 

@@ -19,11 +19,19 @@ def _content(size: int) -> bytes:
 
 
 SEEDS = [
-    HEARTBEAT, message(publish_method(1, "e", "key", True), 1, b"body", 5.0, 131072),
-    _frame(1, _deliver) + _content(4) + _frame(3, b"body"), _frame(1, _return) + _content(4) + _frame(3, b"bo") + _frame(3, b"dy"),
-    _frame(1, _deliver) + _content(0), _frame(1, struct.pack(">HH", 10, 40)), _frame(1, _deliver) + _content(2**63),
-    _frame(3, b"lone"), _content(1), _frame(1, b""), _frame(1, _deliver[:5]), _frame(1, _deliver) + _content(1) + _frame(3, b"long"),
-]  # fmt: skip
+    HEARTBEAT,
+    message(publish_method(1, "e", "key", True), 1, b"body", 5.0, 131072),
+    _frame(1, _deliver) + _content(4) + _frame(3, b"body"),
+    _frame(1, _return) + _content(4) + _frame(3, b"bo") + _frame(3, b"dy"),
+    _frame(1, _deliver) + _content(0),
+    _frame(1, struct.pack(">HH", 10, 40)),
+    _frame(1, _deliver) + _content(2**63),
+    _frame(3, b"lone"),
+    _content(1),
+    _frame(1, b""),
+    _frame(1, _deliver[:5]),
+    _frame(1, _deliver) + _content(1) + _frame(3, b"long"),
+]
 
 
 def run(data: bytes) -> None:

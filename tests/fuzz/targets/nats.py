@@ -7,9 +7,16 @@ from typing import Any
 from dse_nats.protocol import NotNats, Parser
 
 SEEDS = [
-    b"PING\r\n", b"+OK\r\n", b"-ERR 'no'\r\n", b'INFO {"a":1}\r\n', b"MSG a 1 2\r\nhi\r\n", b"MSG a 1 r 2\r\nhi\r\n",
-    b"HMSG a 1 12 14\r\nNATS/1.0 503hi\r\n", b"MSG a 1 999999999\r\n", b"INFO " + b"[" * 2000 + b"\r\n",
-]  # fmt: skip
+    b"PING\r\n",
+    b"+OK\r\n",
+    b"-ERR 'no'\r\n",
+    b'INFO {"a":1}\r\n',
+    b"MSG a 1 2\r\nhi\r\n",
+    b"MSG a 1 r 2\r\nhi\r\n",
+    b"HMSG a 1 12 14\r\nNATS/1.0 503hi\r\n",
+    b"MSG a 1 999999999\r\n",
+    b"INFO " + b"[" * 2000 + b"\r\n",
+]
 
 
 def run(data: bytes) -> None:

@@ -12,10 +12,20 @@ from dse.services.sources.parsing import Layout, Rows, read_csv, read_json, read
 from fuzz.draw import Draw, Exhausted
 
 SEEDS = [
-    b"\x00a,b,c\n1,x,2.5\n", b"\x00\xef\xbb\xbfa,b\r\n1,\"q\"\"x\n\"\n", b'\x01[{"a":1,"b":"x","c":1.5}]', b'\x02{"a":1}\n{"b":2}\n',
-    b'\x01{"x":{"y":[{"a":1}]}}', b"\x01" + b"[" * 5000, b"\x02" + b'{"a":' * 1000, b'\x01[{"a":1e999,"c":NaN}]', b"\x00a\n" + b"9" * 5000,
-    b'\x02{"a":123456789012345678901234567890,"d":"aGk="}', b"\x00a,b\n\xff,\xfe\n", b"\x03" + bytes(range(50)), b"\x00a;b\n\x00\n",
-]  # fmt: skip
+    b"\x00a,b,c\n1,x,2.5\n",
+    b'\x00\xef\xbb\xbfa,b\r\n1,"q""x\n"\n',
+    b'\x01[{"a":1,"b":"x","c":1.5}]',
+    b'\x02{"a":1}\n{"b":2}\n',
+    b'\x01{"x":{"y":[{"a":1}]}}',
+    b"\x01" + b"[" * 5000,
+    b"\x02" + b'{"a":' * 1000,
+    b'\x01[{"a":1e999,"c":NaN}]',
+    b"\x00a\n" + b"9" * 5000,
+    b'\x02{"a":123456789012345678901234567890,"d":"aGk="}',
+    b"\x00a,b\n\xff,\xfe\n",
+    b"\x03" + bytes(range(50)),
+    b"\x00a;b\n\x00\n",
+]
 _COLUMNS = Columns({"a": "int?", "b": "str?", "c": "float?", "d": "bytes?", "e": "json?", "f": "bool?"})
 _names = {name: name for name in _COLUMNS.names}
 _READERS: tuple[Callable[..., None], ...] = (read_csv, read_json, read_json_lines)

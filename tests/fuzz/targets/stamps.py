@@ -11,7 +11,12 @@ from dse.core.transport import Address, Capabilities, Delivery
 from dse.core.url import TransportUrl
 from dse.errors import ConfigError
 
-SEEDS = [b"\x00frame", STAMP.pack(1, CLOCK_ID, 1.0, 5.0) + b"frame", STAMP.pack(1, b"otherone", 1e9, 1e9), b"bus\xffname"]
+SEEDS = [
+    b"\x00frame",
+    STAMP.pack(1, CLOCK_ID, 1.0, 5.0) + b"frame",
+    STAMP.pack(1, b"otherone", 1e9, 1e9),
+    b"bus\xffname",
+]
 logging.getLogger("dse.transport").setLevel(logging.CRITICAL)
 
 

@@ -14,11 +14,21 @@ from dse.transports.redis import RedisTransport
 from dse_nats.transport import NatsTransport
 
 SEEDS = [
-    b"redis://u:hunter2@h:1,h2/0?heartbeat=3&connect_timeout=1", b"rediss://h/0?ssl_cert_reqs=none", b"fake://a?link=b",
-    b"redis+sentinel://h1,h2/m/0", b"rabbit://u:hunter2@h/v?heartbeat=9", b"amqps://[::1]:5671/%2f", b"nats://h:4222",
-    b"oslo+rabbit://u:hunter2@h//?ssl=true", b"nats+local://x", b"redis://h:" + b"1" * 5000, b"oslo://?conf=/nothing",
-    "fake://ü\ud800".encode("utf-8", "surrogatepass"), b"redis://%ff:hunter2@%00/1e3", b"redis+cluster://h?ssl=1",
-]  # fmt: skip
+    b"redis://u:hunter2@h:1,h2/0?heartbeat=3&connect_timeout=1",
+    b"rediss://h/0?ssl_cert_reqs=none",
+    b"fake://a?link=b",
+    b"redis+sentinel://h1,h2/m/0",
+    b"rabbit://u:hunter2@h/v?heartbeat=9",
+    b"amqps://[::1]:5671/%2f",
+    b"nats://h:4222",
+    b"oslo+rabbit://u:hunter2@h//?ssl=true",
+    b"nats+local://x",
+    b"redis://h:" + b"1" * 5000,
+    b"oslo://?conf=/nothing",
+    "fake://ü\ud800".encode("utf-8", "surrogatepass"),
+    b"redis://%ff:hunter2@%00/1e3",
+    b"redis+cluster://h?ssl=1",
+]
 _DRIVERS: tuple[type, ...] = (FakeTransport, RedisTransport, RabbitTransport, NatsTransport, OsloTransport)
 _FIRST = {"fake": 0, "redis": 1, "rediss": 1, "rabbit": 2, "amqp": 2, "amqps": 2, "nats": 3, "oslo": 4}
 
