@@ -30,9 +30,7 @@ GROWTH = 32 << 20
 """Bytes that a process may grow by, from a tenth of its frames to its end."""
 
 _LOOK = 20_000  # frames between two looks whether all is well
-_STRANGE = [
-    bytes([byte]) for byte in b"\x00\xff\x7f\xc0\xc1\xde\xdd\xdb\xcf\xd3\xcb\x90\x80"
-]
+_STRANGE = [bytes([byte]) for byte in b"\x00\xff\x7f\xc0\xc1\xde\xdd\xdb\xcf\xd3\xcb\x90\x80"]
 
 
 class _Recorded(DataService):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
 from dse.core.age import CLOCK_ID, STAMP, FrameAges
@@ -43,6 +44,8 @@ def run(data: bytes) -> None:
     ages = FrameAges()
     for at in range(0, len(data) - STAMP.size, STAMP.size):
         _, clock, stamp, _ = STAMP.unpack_from(data, at)
+        if not math.isfinite(stamp):
+            continue  # refused before
         age = ages.age(float(at), clock, stamp)
         assert not age < 0 or clock == CLOCK_ID
     text = data.decode("utf-8", "surrogateescape")
