@@ -250,7 +250,9 @@ class ControlBus:
                 member = members[instance] = Member(peer, self._infos.get(instance, {}))
                 for service_id in member.services if member.state is not NodeState.JOINING else ():
                     touched.setdefault(service_id, []).append(member)
-        if len(self._infos) > len(peers):  # some were forgotten
+            if instance not in peers:
+                self._infos.pop(instance, None)
+        if len(self._infos) > 2 * len(peers):  # many were forgotten
             self._infos = {instance: infos for instance, infos in self._infos.items() if instance in peers}
         replicas, preferred = dict(self.replicas), dict(self.preferred)
         for service_id, new in touched.items():
