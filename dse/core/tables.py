@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -213,8 +214,12 @@ class Publisher:
         """Nodes are taken for dead; they may be heard again."""
         now = self._timers.now()
         with self._lock:
-            self._dead = {instance: until for instance, until in self._dead.items() if until > now}
-            self._dead |= dict.fromkeys(instances, now + LEASE)
+            for instance in instances:
+                self._dead.pop(instance, None)
+                self._dead[instance] = now + LEASE  # the earliest stand first
+            for instance, until in list(itertools.islice(self._dead.items(), 2 * len(instances))):
+                if until <= now or len(self._dead) > limits.PEERS:
+                    del self._dead[instance]
         for table in self._all():
             for instance in instances:
                 table.lapse(instance)
@@ -274,6 +279,10 @@ class _SharedReplica:
     def version(self) -> tuple[str, int]:
         with self.changed:
             return self.machine.version
+
+    @property
+    def resyncs(self) -> int:
+        return self.machine.resyncs
 
     @property
     def loading(self) -> tuple[int, int] | None:
