@@ -55,7 +55,7 @@ NAME = 1000
 SERVICES = 5_000
 """Services of a node."""
 
-METHODS = 1_000
+METHODS = 5_000
 """Methods of a service, or of a node; tables of a service; subscriptions of a service."""
 
 COLUMNS = 1_000

@@ -14,6 +14,7 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
+from dse.core import limits
 from dse.core.controlbus import ControlBus
 from dse.core.info import BusStatus, identifier
 from dse.core.messages import CONTROL, broadcast_address, instance_address, service_address
@@ -377,6 +378,8 @@ class Node:
                 raise ServiceExists(f"node {self.node_id!r} hosts a service {service.service_id!r} already")
             if service.status != "stopped":
                 raise ServiceExists(f"the service {service.service_id!r} runs on another node")
+            if len(self._services) >= limits.SERVICES:
+                raise ConfigError(f"node {self.node_id!r} hosts at most {limits.SERVICES:,} services")
             self._services[service.service_id] = service
 
     def _start_service(self, service: DataService) -> Runtime:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from dse.core import limits
 from dse.core.controlbus import ControlBus
 from dse.core.figures import FIGURES, MOST_TABLES
 from dse.core.info import DataServiceInfo
@@ -295,7 +296,12 @@ class Runtime:
     def _catalogue(self) -> tuple[list[dict[str, Any]], list[str]]:
         if self.retired:
             return [], []
-        return [info.to_dict() for info in self._own_infos()], sorted(self.node.endpoints)
+        infos = self._own_infos()
+        for info in infos:
+            if max(map(len, (info.published_tables, info.subscribed_tables, info.rpc_methods))) > limits.METHODS:
+                _log.error("service %r has over %d tables, subscriptions or methods: no peer will know it",
+                           info.service_id, limits.METHODS)  # fmt: skip
+        return [info.to_dict() for info in infos], sorted(self.node.endpoints)
 
     def _find(self, service_id: str | None) -> tuple[str, Mapping[str, Method]] | None:
         if service_id is None:
