@@ -6,12 +6,13 @@ its lie needs. A pair of nodes that has nothing to do with it calls on all the w
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import pytest
@@ -66,6 +67,7 @@ class Victim(DataService):
     def on_start(self) -> None:
         self.let_go = threading.Event()
         self.running = 0
+        self.sleeping: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
 
     @rpc
     def echo(self, x: int) -> int:
@@ -83,10 +85,10 @@ class Victim(DataService):
 
     @rpc
     async def later(self) -> None:
-        import asyncio
-
         self.running += 1
-        await asyncio.sleep(DEADLINE)
+        let_go = asyncio.Event()
+        self.sleeping.append((asyncio.get_running_loop(), let_go))
+        await let_go.wait()
 
 
 class Bystander(DataService):
@@ -98,12 +100,12 @@ class Bystander(DataService):
 class Liar:
     """A transport without a node. heard: the messages that came to it, the latest 10,000."""
 
-    def __init__(self, url: str, node_id: str = "liar") -> None:
+    def __init__(self, bus: Bus, node_id: str = "liar") -> None:
         self.node_id = node_id
         self.instance = f"{node_id}/{uuid.uuid4().hex}"
         self.heard: list[Message] = []
         self.answer: Callable[[Message], None] = lambda message: None
-        self._transport = open_transport(url, bus="dse", events=self)
+        self._transport = open_transport(bus.url, bus=bus.bus, events=self)
         self._transport.open()
         self._transport.listen(instance_address(self.instance))
         self._transport.listen(CONTROL)
@@ -142,9 +144,9 @@ class Liar:
 class Pair:
     """Two nodes that call each other all the while; `longest` is the longest that a call has taken."""
 
-    def __init__(self, url: str) -> None:
-        self.callee = Node(url, node_id="callee", services=[Bystander("bystander")])
-        self.caller = Node(url, node_id="caller")
+    def __init__(self, bus: Bus) -> None:
+        self.callee = Node(bus.url, bus=bus.bus, node_id="callee", services=[Bystander("bystander")])
+        self.caller = Node(bus.url, bus=bus.bus, node_id="caller")
         self.callee.start()
         self.caller.start()
         self.caller.wait_for("bystander", DEADLINE)
@@ -173,33 +175,38 @@ class Pair:
         self.callee.stop()
 
 
+class Bus(NamedTuple):
+    """A bus of its own."""
+
+    url: str
+    bus: str
+
+
 @pytest.fixture(params=["fake", pytest.param("redis", marks=pytest.mark.redis)])
-def bus(request: pytest.FixtureRequest) -> str:
-    """The URL of a bus of its own."""
+def bus(request: pytest.FixtureRequest) -> Bus:
     if request.param == "fake":
-        return f"fake://{uuid.uuid4().hex}"
+        return fake_bus()
     broker: Broker = request.getfixturevalue("redis_server")
-    return broker.url
+    return Bus(broker.url, uuid.uuid4().hex)
 
 
-@pytest.fixture
-def fake_bus() -> str:
-    """The URL of a bus of its own, where the broker makes no difference."""
-    return f"fake://{uuid.uuid4().hex}"
+def fake_bus() -> Bus:
+    """Return a bus for a test in which the broker makes no difference."""
+    return Bus(f"fake://{uuid.uuid4().hex}", "dse")
 
 
 class Site:
     """A victim, a liar and the pair."""
 
-    def __init__(self, url: str) -> None:
-        self.pair = Pair(url)
+    def __init__(self, bus: Bus) -> None:
+        self.pair = Pair(bus)
         self.service = Victim("victim")
-        self.victim = Node(url, node_id="victim", services=[self.service], workers=2, max_pending=50)
+        self.victim = Node(bus.url, bus=bus.bus, node_id="victim", services=[self.service], workers=2, max_pending=50)
         self.victim.start()
-        self.other = Node(url, node_id="other", services=[DataService("reader")])
+        self.other = Node(bus.url, bus=bus.bus, node_id="other", services=[DataService("reader")])
         self.other.start()
         self.other.wait_for("victim", DEADLINE)
-        self.liar = Liar(url)
+        self.liar = Liar(bus)
 
     def is_well(self) -> None:
         """Assert that the victim serves others, and that the pair has noticed nothing."""
@@ -212,14 +219,16 @@ class Site:
 
     def close(self) -> None:
         self.service.let_go.set()
+        for loop, let_go in self.service.sleeping:
+            loop.call_soon_threadsafe(let_go.set)
         self.liar.close()
         self.other.stop()
         self.victim.stop()
         self.pair.close()
 
 
-def _site(url: str) -> Iterator[Site]:
-    site = Site(url)
+def _site(bus: Bus) -> Iterator[Site]:
+    site = Site(bus)
     try:
         yield site
         site.is_well()
@@ -228,13 +237,13 @@ def _site(url: str) -> Iterator[Site]:
 
 
 @pytest.fixture
-def site(bus: str) -> Iterator[Site]:
+def site(bus: Bus) -> Iterator[Site]:
     yield from _site(bus)
 
 
 @pytest.fixture
-def fake_site(fake_bus: str) -> Iterator[Site]:
-    yield from _site(fake_bus)
+def fake_site() -> Iterator[Site]:
+    yield from _site(fake_bus())
 
 
 def rows(start: int, count: int) -> frozenset[tuple[int, str]]:
@@ -328,8 +337,8 @@ def test_a_snapshot_without_end_is_given_up(fake_site: Site, lie: str) -> None:
     assert len(replica) == 0
 
 
-def test_tips_with_a_huge_seq_do_not_keep_a_replica_from_its_rows(site: Site) -> None:
-    table, liar = site.service.t, site.liar
+def test_tips_with_a_huge_seq_do_not_keep_a_replica_from_its_rows(fake_site: Site) -> None:
+    site, table, liar = fake_site, fake_site.service.t, fake_site.liar
     replica = site.other.service("reader").subscribe("victim", "t")
     replica.wait(ReplicaState.LIVE, DEADLINE)
     address = table_address(site.victim.runtime.instance, "victim", "t")
@@ -410,8 +419,8 @@ def test_a_crowd_of_node_ids_has_an_end(fake_site: Site, monkeypatch: pytest.Mon
     assert sum(peer.node_id == "many-lives" for peer in machine.peers.values()) <= limits.INSTANCES
 
 
-def test_catalogues_are_given_out_at_a_bounded_pace(site: Site) -> None:
-    liar = site.liar
+def test_catalogues_are_given_out_at_a_bounded_pace(fake_site: Site) -> None:
+    site, liar = fake_site, fake_site.liar
     for _ in range(50):
         for _ in range(20):
             liar.to(site.victim, CatalogueRequest(liar.instance))
@@ -520,14 +529,15 @@ def test_a_timeout_that_is_none_is_no_trouble(fake_site: Site) -> None:
 # Frames
 
 
-def test_frames_that_would_keep_a_node_busy_for_minutes_are_dropped(site: Site) -> None:
+def test_frames_that_would_keep_a_node_busy_for_minutes_are_dropped(fake_site: Site) -> None:
+    site = fake_site
     cells = list(range(5, 2**64, 2**61 - 1))[:8]
-    alike = list(itertools.islice(itertools.product(cells, repeat=7), 60_000))
+    alike = list(itertools.islice(itertools.product(cells, repeat=6), 30_000))
     frames = [
         frame_of(msgspec.msgpack.encode([24, 1, 0, alike])),
         frame_of(b"\x92\x1e" + b"\xdd\x00\x10\x00\x00" + b"\x95\x15\xa0\x00\x90\x90" * (1 << 20)),
         frame_of(msgspec.msgpack.encode([29, "i", [["s", "t", "e", 1]] * 200_000])),
-        frame_of(msgspec.msgpack.encode([5, "n", "i", 1.0, 1.0, 1, [[]] * 2_000_000])),
+        frame_of(msgspec.msgpack.encode([5, "n", "i", 1.0, 1.0, 1, [[]] * 1_000_000])),
     ]
     began = time.monotonic()
     for frame in frames:
