@@ -200,12 +200,18 @@ class BrokerTransport(Transport):
         """
         if self._closing or address not in self._listeners:
             return False
-        frame = self._unstamp(data)
+        arrived = time.monotonic()
+        frame = self._unstamp(data, arrived)
         if frame is not None:
+            believed: object = False
             try:
-                self.events.received(address, frame)
+                believed = self.events.received(address, frame)  # type: ignore[func-returns-value]
             except Exception:
                 _log.exception("%s: the handler of a frame to %s raised", self.url, address)
+            if believed is not False and data[:1] != _PLAIN and data[1:9] != CLOCK_ID:
+                _, clock, stamp, _ = _unpack_stamp(data)
+                with self._ages_lock:
+                    self._ages.believe(arrived, clock, stamp)
         return True
 
     def return_undelivered(self, address: Address, data: bytes) -> None:
@@ -539,7 +545,7 @@ class BrokerTransport(Transport):
             why = f": {str(cause).removeprefix(f'{self.url} ')}"
         return TransportUnavailable(f"{self.url} {what}{why}", url=str(self.url), cause=cause)
 
-    def _unstamp(self, data: bytes) -> bytes | None:
+    def _unstamp(self, data: bytes, arrived: float) -> bytes | None:
         """Return the frame in received data, or None when it is too old or was not sent by a DSE transport."""
         if data[:1] == _PLAIN:
             return data[1:]
@@ -551,10 +557,10 @@ class BrokerTransport(Transport):
             if self._log_pace.take(time.monotonic()):
                 _log.warning("%s: dropped %d bytes that no DSE transport sent", self.url, len(data))
             return None
-        age = time.monotonic() - stamp
+        age = arrived - stamp
         if clock != CLOCK_ID:
             with self._ages_lock:
-                age = self._ages.age(time.monotonic(), clock, stamp)
+                age = self._ages.age(arrived, clock, stamp)
         return data[_STAMP_SIZE:] if age <= ttl else None
 
     def _refuse_fork(self) -> None:

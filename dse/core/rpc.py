@@ -217,7 +217,7 @@ class RpcClient:
     and any to a node by name, for `_FIND` seconds: that node may have started although word of it is still on its way.
     So is, on a bus that reports nothing undeliverable, any to a service that no node offers.
 
-    Lock: ``_lock`` protects ``_ids``, ``_pending``, ``_parked``, ``_retrying`` and ``_settled``.
+    Lock: ``_lock`` protects ``_pending``, ``_parked``, ``_retrying`` and ``_settled``.
     """
 
     def __init__(
@@ -314,12 +314,12 @@ class RpcClient:
     ) -> Call:
         self._wire.traffic.calls_made += 1
         now = self._timers.now()
+        number = next(self._ids)
+        waiting = _Waiting(number, answer, service, method, args, node_id, timeout)
+        call = Call(number, service, method, now, now + timeout, None, None, waiting)
         with self._lock:
             if self._closed is not None:
                 raise self._closed
-            number = next(self._ids)
-            waiting = _Waiting(number, answer, service, method, args, node_id, timeout)
-            call = Call(number, service, method, now, now + timeout, None, None, waiting)
             self._pending.add(call)
             wakeup = self._pending.wakeup
         if wakeup < self._timer.queued_at:
@@ -538,11 +538,10 @@ class RpcClient:
     def _again(self, call: Call, error: DseError | None) -> None:
         """Send a request that did not run to somebody else; where there is nobody, end the call with `error`."""
         # A request under a new number: a late answer to the old one is nobody's.
+        fresh = Call(next(self._ids), call.service, call.method, call.started, call.deadline, None, None, call.handle)
         with self._lock:
             if self._pending.take(call.id) is None:
                 return
-            number = next(self._ids)
-            fresh = Call(number, call.service, call.method, call.started, call.deadline, None, None, call.handle)
             self._pending.add(fresh)
             call.handle.call_id = fresh.id
         try:

@@ -166,6 +166,10 @@ class SerialQueue:
 def _nothing() -> None: ...
 
 
+def _unguessable(count: int) -> list[int]:
+    return [1 + (number >> 2) for number in struct.unpack(f"={count}Q", os.urandom(8 * count))]
+
+
 class Timer:
     """Something that is due at a time; made by `Timers`."""
 
@@ -327,10 +331,8 @@ class Engine:
         return f"{self.random.getrandbits(128):032x}"
 
     def numbers(self) -> Iterator[int]:
-        """Yield numbers from 1 to 2**62 that nobody can guess; for one thread at a time."""
-        while True:
-            for (number,) in struct.iter_unpack("=Q", os.urandom(4096)):
-                yield 1 + (number >> 2)
+        """Return numbers from 1 to 2**62 that nobody can guess, without end; for any threads: no generator is."""
+        return itertools.chain.from_iterable(map(_unguessable, itertools.repeat(512)))
 
     def linger(self, seconds: float) -> None:
         """Give the other threads time."""

@@ -39,7 +39,7 @@ _names: dict[str, tuple[str, str]] = {}
 
 
 def run(data: bytes) -> None:
-    _transport._unstamp(data)
+    _transport._unstamp(data, 1000.0)
     _transport.return_undelivered(Address(Delivery.DIRECT, "a"), data)
     ages = FrameAges()
     for at in range(0, len(data) - STAMP.size, STAMP.size):
@@ -47,6 +47,8 @@ def run(data: bytes) -> None:
         if not math.isfinite(stamp):
             continue  # refused before
         age = ages.age(float(at), clock, stamp)
+        if stamp > 0:
+            ages.believe(float(at), clock, stamp)
         assert not age < 0 or clock == CLOCK_ID
     text = data.decode("utf-8", "surrogateescape")
     bus, _, name = text.partition("\udcff")
