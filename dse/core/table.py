@@ -228,6 +228,11 @@ class PublishedTable:
         """A replica has so many chunks of its snapshot."""
         self._serve(lambda log, now: log.credit(now, instance, request, received))
 
+    def knows(self, instance: str) -> bool:
+        """Whether a node subscribes, or did before it was taken for dead; read without the lock: most nodes do not."""
+        log = self._log
+        return instance in log.subscribers or log.lapsed(instance)
+
     def renew(self, instance: str, held: tuple[str, int] | None) -> None:
         """A node says whether it subscribes, and where its replica stands."""
         self._serve(lambda log, now: log.renew(now, instance, held))

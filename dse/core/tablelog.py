@@ -328,6 +328,10 @@ class TableLog:
             self._lapsed[instance] = now + LEASE
         self._remove(instance)
 
+    def lapsed(self, instance: str) -> bool:
+        """Whether a node subscribed that was taken for dead."""
+        return instance in self._lapsed
+
     def revive(self, now: float, instance: str) -> list[Send]:
         """A node that was taken for dead is heard."""
         if self._lapsed.pop(instance, -math.inf) <= now:

@@ -202,12 +202,13 @@ class Publisher:
         with self._lock:
             tables = list(self._tables.items())
         for key, table in tables:
-            table.renew(message.instance, held.get(key))
+            if key in held or table.knows(message.instance):
+                table.renew(message.instance, held.get(key))
 
     def nodes_left(self, instances: Sequence[str]) -> None:
         """Nodes said goodbye, and their subscriptions ended."""
         for table in self._all():
-            for instance in instances:
+            for instance in filter(table.knows, instances):
                 table.drop(instance)
 
     def nodes_died(self, instances: Sequence[str]) -> None:
@@ -221,7 +222,7 @@ class Publisher:
                 if until <= now or len(self._dead) > limits.PEERS:
                     del self._dead[instance]
         for table in self._all():
-            for instance in instances:
+            for instance in filter(table.knows, instances):
                 table.lapse(instance)
 
     def nodes_heard(self, instances: Sequence[str]) -> None:
@@ -229,7 +230,7 @@ class Publisher:
         with self._lock:
             back = [instance for instance in instances if self._dead.pop(instance, None) is not None]
         for table in self._all() if back else ():
-            for instance in back:
+            for instance in filter(table.knows, back):
                 table.revive(instance)
 
     # The node's connection
