@@ -44,8 +44,8 @@ class ControlBus:
     Runs one `Membership` machine: frames come from the transport's threads, time from the node's timer thread, and what
     the machine wants sent goes out through `control`, the node's serial queue for work that may block.
 
-    Lock: ``_changed`` protects ``_machine`` and ``_infos``; `members` and `replicas` are immutable values that are
-    replaced under it and read without.
+    Lock: ``_changed`` protects ``_machine``, ``_infos`` and ``_touched``; `members` and `replicas` are immutable values
+    that are replaced under it and read without.
     """
 
     def __init__(
@@ -74,6 +74,7 @@ class ControlBus:
         self._announced_at = -math.inf
         self._announcer = timers.timer(lambda: control.put(self._announce))
         self._clash_told = False
+        self._touched: set[str] = set()  # services whose replicas have changed since `touched`
         self._left_out = 0
         self.members: Mapping[str, Member] = {}  # live peers by instance
         self.replicas: Mapping[str, Sequence[Member]] = {}  # live peers by service_id, JOINED before SUSPECT
@@ -263,6 +264,13 @@ class ControlBus:
                 replicas[service_id] = found
                 preferred[service_id] = [m for m in found if m.state is NodeState.JOINED] or found
         self.members, self.replicas, self.preferred = members, replicas, preferred
+        self._touched |= touched.keys()
+
+    def touched(self) -> set[str]:
+        """Return the services whose replicas have changed since this was called last."""
+        with self._changed:
+            touched, self._touched = self._touched, set()
+            return touched
 
 
 def _read_infos(peer: Peer) -> dict[str, DataServiceInfo]:

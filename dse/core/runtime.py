@@ -338,7 +338,8 @@ class Runtime:
         if NodeState.JOINED in now:
             self.publisher.nodes_heard(now[NodeState.JOINED])
             self.client.nodes_came()
-        self.hub.published()
+        if touched := self.control_bus.touched():
+            self.hub.published(touched)
 
     # What the transport tells (`dse.core.transport.TransportEvents`)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dse.core import limits
@@ -401,10 +401,11 @@ class ReplicaHub:
 
     # What the bus says
 
-    def published(self) -> None:
-        """Who publishes what has changed."""
+    def published(self, services: Collection[str] | None = None) -> None:
+        """Who publishes tables of these services, or of any, has changed."""
         for shared in self._all():
-            self._update(shared)
+            if services is None or shared.machine.service in services:
+                self._update(shared)
 
     def connected(self) -> None:
         """The connection is back, and everything that was listened to."""
