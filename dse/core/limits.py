@@ -44,10 +44,10 @@ MESSAGE = 1 << 16
 """Bytes of a frame of any message that has no limit of its own below; calls and answers have the driver's."""
 
 CHANGE = 4 << 20
-"""Bytes of an encoded change, of the changes of a catch-up, and of a chunk of a snapshot."""
+"""Bytes of an encoded change, of the changes of a catch-up, of a chunk of a snapshot, and of a renewal."""
 
-CATALOGUE = 4 << 20
-"""Bytes of a catalogue, and of what a node renews at once."""
+CATALOGUE = 1 << 20
+"""Bytes of a catalogue."""
 
 NAME = 1000
 """Characters of a name."""

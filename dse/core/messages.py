@@ -55,6 +55,7 @@ __all__ = [
     "Tip",
     "UnknownCall",
     "Unsubscribe",
+    "answers_request",
     "broadcast_address",
     "decode",
     "decode_change",
@@ -64,6 +65,7 @@ __all__ = [
     "encode_reply",
     "frame_of",
     "instance_address",
+    "is_change",
     "service_address",
     "table_address",
 ]
@@ -395,6 +397,10 @@ _raw_decoder = msgspec.msgpack.Decoder(_ChangeOf[msgspec.Raw] | _ChangesOf[msgsp
 _service_decoder = msgspec.msgpack.Decoder(_ServiceEntry)
 _decode_cell = msgspec.msgpack.Decoder(bool | int | float | str | None).decode
 _decode_bytes_cell = msgspec.msgpack.Decoder(bytes).decode
+_answer_tags = frozenset(kind.__struct_config__.tag for kind in (CatchUp, SnapshotBegin, SnapshotChunk))
+_change_tags = frozenset(kind.__struct_config__.tag for kind in (ChangeMessage, Changes))
+_INT_SIZES = {0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8}  # bytes behind the first one of an unsigned integer
+_ANY = 300_000  # bytes of rows of which each cell may be anything, as lists of lists, before it is checked
 _refusals = (msgspec.DecodeError, RecursionError, ValueError, TypeError)
 
 # Bytes of a frame, by the tag of its message, where they are not `limits.MESSAGE`. Who calls has the driver's limit.
@@ -402,8 +408,8 @@ _longest: dict[int, int] = {
     kind.__struct_config__.tag: size  # type: ignore[misc]
     for size, kinds in (
         (sys.maxsize, (Request, Reply, Failure)),
-        (limits.CATALOGUE, (Catalogue, Renew)),
-        (limits.CHANGE + limits.MESSAGE, (ChangeMessage, Changes, CatchUp, SnapshotChunk)),
+        (limits.CATALOGUE, (Catalogue,)),
+        (limits.CHANGE + limits.MESSAGE, (ChangeMessage, Changes, CatchUp, SnapshotChunk, Renew)),
         (limits.NAME * limits.COLUMNS + limits.MESSAGE, (SnapshotBegin,)),
     )
     for kind in kinds
@@ -466,6 +472,19 @@ def decode(frame: bytes) -> Message:
     return _read_catalogue(message) if type(message) is _ReceivedCatalogue else message
 
 
+def answers_request(frame: bytes) -> int | None:
+    """Return the number of the request that a frame of rows answers; None for any other; without decoding it."""
+    if frame[3] not in _answer_tags:
+        return None
+    size = _INT_SIZES.get(frame[4], 0)
+    return int.from_bytes(frame[5 : 5 + size]) if size else frame[4]
+
+
+def is_change(frame: bytes) -> bool:
+    """Whether a frame is one of changes; without decoding it."""
+    return frame[3] in _change_tags
+
+
 def decode_change(body: msgspec.Raw) -> ChangeMessage:
     """Decode one of the changes in a `CatchUp`; raise `BadFrame` for whatever is not a change."""
     view = memoryview(body)
@@ -497,7 +516,7 @@ def _decode_rows(body: memoryview) -> Message:
         return _as_sets(_listed_decoder.decode(body), PlainChange, PlainChanges, PlainChunk, list)
     except msgspec.ValidationError:
         pass  # cells that are bytes, or no cells at all
-    if may_hold_large_map(body):
+    if len(body) > _ANY or may_hold_large_map(body):
         return _as_sets(_raw_decoder.decode(body), ChangeMessage, Changes, SnapshotChunk, _cells_of)
     return _as_sets(_any_decoder.decode(body), ChangeMessage, Changes, SnapshotChunk, list)
 

@@ -124,6 +124,10 @@ class ReplicaMachine:
         loading = self._loading
         return (len(loading.rows), loading.begin.count) if loading is not None else None
 
+    def awaits(self, request: int) -> bool:
+        """Whether an answer to this request would be taken."""
+        return request == self.request and (self._asking or self._loading is not None)
+
     def view(self) -> RowsView:
         """Return the rows as they are now; later changes do not show in it."""
         view = self._view() if self._view is not None else None

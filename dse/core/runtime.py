@@ -345,6 +345,9 @@ class Runtime:
 
     def received(self, address: Address, frame: bytes) -> None:
         self._traffic.messages_in += 1
+        if len(frame) > limits.SHORT and not self.hub.expects(address, frame):
+            self.node.counters["unexpected_frames"] += 1
+            return
         try:
             message = decode(frame)
         except BadFrame as error:

@@ -22,9 +22,11 @@ from dse.core.messages import (
     SyncRequest,
     Tip,
     Unsubscribe,
+    answers_request,
     encode,
     frame_of,
     instance_address,
+    is_change,
     table_address,
 )
 from dse.core.replica import Delta, ReplicaMachine, ReplicaState
@@ -427,6 +429,16 @@ class ReplicaHub:
 
         for shared in self._all():
             self._step(shared, step)
+
+    def expects(self, address: Address, frame: bytes) -> bool:
+        """Whether a large frame is worth decoding: rows only where they are followed, or were asked for."""
+        if is_change(frame):
+            return address in self._by_address
+        request = answers_request(frame)
+        if request is None:
+            return True
+        shared = self._by_number.get(request >> 32)
+        return shared is not None and shared.machine.awaits(request)
 
     def heard(self, address: Address, message: ChangeMessage | Changes | Tip) -> None:
         """A change, several or a tip, at a table's address."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import struct
 import time
+import uuid
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import pytest
 
+from dse import Node
 from dse.core import limits
 from dse.core.messages import (
     BadFrame,
@@ -25,11 +27,14 @@ from dse.core.messages import (
     Request,
     SnapshotBegin,
     SnapshotChunk,
+    answers_request,
     decode,
     decode_change,
     encode,
     encode_body,
     frame_of,
+    instance_address,
+    is_change,
 )
 from dse.core.methods import Method
 from dse.core.untrusted import check_value, decode_value, read_set
@@ -218,3 +223,28 @@ def test_a_set_of_what_has_one_hash_is_not_made() -> None:
         read_set(alike(1000))
     assert read_set(alike(limits.ALIKE)) == frozenset(alike(limits.ALIKE))
     check_value(encode_any([1, 2, 3]))
+
+
+def test_what_a_frame_of_rows_answers_is_told_without_decoding_it() -> None:
+    for number in (0, 5, 127, 128, 255, 256, 65_535, 65_536, 2**32 - 1, 2**32, 2**63, 2**64 - 1):
+        assert answers_request(encode(SnapshotChunk(number, 3, frozenset({(1,)})))) == number
+        assert answers_request(encode(CatchUp(number, "e", (), [], 1, 1))) == number
+        assert answers_request(encode(SnapshotBegin(number, "e", (), 1, 1, 1))) == number
+    assert answers_request(encode(Heartbeat("n", "i", 1.0, 1.0, 1))) is None
+    assert is_change(encode(ChangeMessage("e", 1, frozenset(), frozenset())))
+    assert is_change(encode(Changes([])))
+    assert not is_change(encode(Renew("i", [])))
+
+
+def test_rows_that_nobody_asked_for_are_not_decoded() -> None:
+    with Node(f"fake://{uuid.uuid4().hex}", node_id="n") as node:
+        runtime = node.runtime
+        many = frozenset((number, "x" * 20) for number in range(1000))
+        for message in (
+            ChangeMessage("e", 1, many, frozenset()),
+            Changes([ChangeMessage("e", 1, many, frozenset())]),
+            SnapshotChunk(5 << 32, 0, many),
+            CatchUp(5 << 32, "e", ("a",), [msgspec.Raw(encode_body(ChangeMessage("e", 1, many, frozenset())))], 1, 1),
+        ):
+            runtime.received(instance_address(runtime.instance), encode(message))
+        assert node.status().counters["unexpected_frames"] == 4
