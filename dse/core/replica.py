@@ -256,7 +256,7 @@ class ReplicaMachine:
 
     def catch_up(self, now: float, message: CatchUp) -> tuple[list[Delta], list[Effect]]:
         """The changes that were missing."""
-        if not self._asking or message.request != self.request or message.epoch != self.epoch:
+        if not self._asking or message.request != self.request or message.epoch != self.epoch or not self.epoch:
             return [], []
         if message.columns != self.columns:
             return [], self._ask(now, from_scratch=True)
@@ -280,7 +280,7 @@ class ReplicaMachine:
         """The whole table follows."""
         if not self._asking or message.request != self.request:
             return [], []
-        if not 0 <= message.count <= limits.ROWS:
+        if not message.epoch or not 0 <= message.count <= limits.ROWS:  # "" stands for no epoch yet
             return [], self._ask(now, from_scratch=True)
         self._asking = False
         self._loading = _Loading(message)

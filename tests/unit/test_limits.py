@@ -24,6 +24,7 @@ from dse.core.membership import MAX_ANSWERS, Membership, NodeState
 from dse.core.messages import (
     Catalogue,
     CatalogueRequest,
+    CatchUp,
     ChangeMessage,
     Heartbeat,
     SnapshotBegin,
@@ -360,3 +361,13 @@ def test_the_limits_are_told_in_the_documentation() -> None:
     names = [name for name, value in vars(limits).items() if name.isupper() and not isinstance(value, types.ModuleType)]
     assert sorted(names) == sorted(limits.__all__)
     assert [name for name in names if f"`{name}`" not in text] == []
+
+
+def test_a_life_of_a_table_without_a_name_is_none() -> None:
+    machine = replica()
+    machine.catch_up(0.0, CatchUp(machine.request, "", (), [], 0, 0))
+    assert machine.state is ReplicaState.SYNCING
+    machine.snapshot_begin(0.0, SnapshotBegin(machine.request, "", ("a",), 0, 0, 0))
+    assert machine.state is ReplicaState.SYNCING
+    machine.publishers(1.0, [])
+    assert machine.state is not ReplicaState.LIVE
