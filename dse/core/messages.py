@@ -73,6 +73,7 @@ __all__ = [
 MAJOR = 1
 MINOR = 1
 _VERSION = bytes((MAJOR, MINOR))
+_SHORT = limits.SHORT
 
 Scalar = None | bool | int | float | str | bytes
 # msgspec cannot tell str from bytes in a union: rows are decoded as tuples of anything, and `dse.core.rows` checks
@@ -458,7 +459,7 @@ def decode(frame: bytes) -> Message:
     body = memoryview(frame)[2:]
     tag = frame[3]
     try:
-        if len(frame) > limits.SHORT:
+        if len(frame) > _SHORT:
             _check_length(frame)
             if tag in _plain_tags:
                 return _decode_rows(body)
@@ -489,7 +490,7 @@ def decode_change(body: msgspec.Raw) -> ChangeMessage:
     """Decode one of the changes in a `CatchUp`; raise `BadFrame` for whatever is not a change."""
     view = memoryview(body)
     try:
-        if len(view) > limits.SHORT:
+        if len(view) > _SHORT:
             change = _decode_rows(view)
             if not isinstance(change, ChangeMessage):
                 raise ValueError("not a change")

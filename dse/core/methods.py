@@ -131,7 +131,7 @@ class Method:
     def bind(self, args: msgspec.Raw) -> dict[str, Any]:
         """Decode and check encoded arguments; raise `InvalidArguments` that says which does not fit."""
         try:
-            if len(memoryview(args)) > limits.SHORT:
+            if len(memoryview(args)) > _SHORT:
                 check_value(args)
             values: dict[str, Any] = msgspec.structs.asdict(self._decoder.decode(args))
         except (msgspec.DecodeError, ValueError, TypeError, RecursionError) as error:
@@ -214,6 +214,7 @@ def encode_args(what: str, args: Mapping[str, Any] | None) -> msgspec.Raw:
 
 
 _encode = msgspec.msgpack.Encoder().encode
+_SHORT = limits.SHORT
 _NO_ARGS = msgspec.Raw(_encode({}))
 
 

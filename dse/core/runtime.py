@@ -81,6 +81,7 @@ UNLISTEN_PATIENCE = 1.0
 """Seconds that a stopping node gives the broker to take its services off their addresses; closing does it anyway."""
 OFFER_PATIENCE = 60.0
 """Seconds after which a start gives up on a broker that does not answer."""
+_SHORT = limits.SHORT
 _LOG_EVERY = 60.0  # seconds between two log lines about bad frames
 
 
@@ -345,7 +346,7 @@ class Runtime:
 
     def received(self, address: Address, frame: bytes) -> None:
         self._traffic.messages_in += 1
-        if len(frame) > limits.SHORT and not self.hub.expects(address, frame):
+        if len(frame) > _SHORT and not self.hub.expects(address, frame):
             self.node.counters["unexpected_frames"] += 1
             return
         try:
