@@ -125,7 +125,7 @@ class ReplicaMachine:
         return (len(loading.rows), loading.begin.count) if loading is not None else None
 
     def awaits(self, request: int) -> bool:
-        """Whether an answer to this request would be taken."""
+        """Whether an answer to this request would be taken; may be asked without a lock."""
         return request == self.request and (self._asking or self._loading is not None)
 
     def view(self) -> RowsView:
@@ -282,8 +282,8 @@ class ReplicaMachine:
             return [], []
         if not message.epoch or not 0 <= message.count <= limits.ROWS:  # "" stands for no epoch yet
             return [], self._ask(now, from_scratch=True)
+        self._loading = _Loading(message)  # first: `awaits` is asked without a lock
         self._asking = False
-        self._loading = _Loading(message)
         self._ask_at = now + ASK_LAST
         return self._loaded(now) if message.count == 0 else ([], [])
 
@@ -342,8 +342,8 @@ class ReplicaMachine:
     def _ask(self, now: float, *, from_scratch: bool = False) -> list[Effect]:
         assert self.publisher is not None
         self._from_scratch = from_scratch or (self._from_scratch and (self._asking or self._loading is not None))
-        self._loading = None
         self._asking = True
+        self._loading = None
         self.state = ReplicaState.SYNCING
         self.request += 1
         self.resyncs += 1
