@@ -9,15 +9,16 @@ PROCESSES ?=
 RUNS   ?= 500
 # The exact versions that the development environment gets; `make … PINS=` takes the newest that fit instead.
 PINS   ?= constraints.txt
+SECONDS ?= 60
 # Four workers, also on two cores: much of a test of outages is waiting. The tests of one file that use a broker share a
 # worker, which has the broker to itself.
 PYTEST  = $(BIN)/python -m pytest -n 4 --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help docs demo test test-fake scenarios soak faults simulate scale large bench lint types format brokers guarantees pins audit clean
+.PHONY: help docs demo test test-fake scenarios soak faults simulate scale large bench lint types format brokers guarantees pins audit fuzz fuzz-frames clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # Drivers that are distributions of their own, with the extra that brings the server they start.
 PLUGINS = plugins/dse-nats[local]
@@ -92,6 +93,17 @@ bench: $(VENV)/.dev brokers build/bench/.peers ## DSE beside its peers and the f
 
 docs: $(VENV)/.dev ## the documentation site, into build/site; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+$(VENV)/.fuzz: $(VENV)/.dev
+	@tools/venv "$(PYTHON)" $(VENV) .[dev,fuzz] $(PLUGINS)
+	@touch $@
+
+fuzz: $(VENV)/.fuzz ## every fuzzer for 60 seconds (SECONDS=60), as many at once as there are cores; ARGS="frames node"
+	@mkdir -p build/fuzz
+	PYTHONPATH=tests $(BIN)/python -m fuzz --seconds $(SECONDS) $(ARGS)
+
+fuzz-frames: $(VENV)/.dev ## ten million changed and random frames through a whole node (ARGS="--frames 100000")
+	PYTHONPATH=tests $(BIN)/python -m fuzz.frames $(ARGS)
 
 lint: $(VENV)/.dev ## ruff
 	$(BIN)/ruff check .

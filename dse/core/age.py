@@ -9,6 +9,9 @@ Rules:
    taken as fresh. An estimate is therefore never above the true age: no fresh frame is ever dropped because two clocks
    differ or jump, and a stale one is found as soon as one quick frame came from the same machine (heartbeats do).
 4. Offsets are learnt in two windows, so that clocks that drift apart are followed.
+5. A stamp is no more to be believed than what it is on. A frame that seems to come from earlier than any before makes
+   frames after it seem stale: it teaches that only once who received it has not refused it (`believe`). One that seems
+   to come from later does no harm, and teaches at once.
 """
 
 from __future__ import annotations
@@ -47,6 +50,15 @@ class FrameAges:
         if clock_id == self._own:
             return now - stamp
         offset = now - stamp
+        known = self._offsets.get(clock_id)
+        if known is None or offset < min(known[:2]):
+            return 0.0
+        self.believe(now, clock_id, stamp)
+        return offset - min(self._offsets[clock_id][:2])
+
+    def believe(self, now: float, clock_id: bytes, stamp: float) -> None:
+        """Learn from a frame that was stamped `stamp` by the clock `clock_id` and arrived `now`."""
+        offset = now - stamp
         last, current, began = self._offsets.get(clock_id, (offset, offset, now))
         if now - began > _WINDOW:
             last, current, began = current, offset, now
@@ -54,7 +66,6 @@ class FrameAges:
         if clock_id not in self._offsets and len(self._offsets) >= _MAX_CLOCKS:
             del self._offsets[next(iter(self._offsets))]
         self._offsets[clock_id] = (last, current, began)
-        return offset - min(last, current)
 
 
 STAMP = struct.Struct(">B8sdd")  # 1, clock id, stamp, ttl

@@ -28,6 +28,7 @@ from typing import Any, ClassVar
 from urllib.parse import quote
 
 from dse.core.age import CLOCK_ID, STAMP, FrameAges
+from dse.core.pace import Pace
 from dse.core.receiving import Awaited, Turn
 from dse.core.transport import Address, ConnectionState, Delivery, Transport, TransportEvents
 from dse.core.url import TransportUrl
@@ -177,6 +178,7 @@ class BrokerTransport(Transport):
         self._losses: tuple[type[BaseException], ...] = (*self.connection_errors, TransportUnavailable)
         self._forked = False
         self._ages = FrameAges()
+        self._log_pace = Pace(10, 1 / 6)  # of lines about what was dropped
         self._ages_lock = threading.Lock()  # protects _ages
         self._changed = threading.Condition()
         # All below: protected by _changed; _session may be read without it.
@@ -213,12 +215,18 @@ class BrokerTransport(Transport):
         """
         if self._closing or address not in self._listeners:
             return False
-        frame = self._unstamp(data)
+        arrived = time.monotonic()
+        frame = self._unstamp(data, arrived)
         if frame is not None:
+            believed: object = False
             try:
-                self.events.received(address, frame)
+                believed = self.events.received(address, frame)  # type: ignore[func-returns-value]
             except Exception:
                 _log.exception("%s: the handler of a frame to %s raised", self.url, address)
+            if believed is not False and data[:1] != _PLAIN and data[1:9] != CLOCK_ID:
+                _, clock, stamp, _ = _unpack_stamp(data)
+                with self._ages_lock:
+                    self._ages.believe(arrived, clock, stamp)
         return True
 
     def return_undelivered(self, address: Address, data: bytes) -> None:
@@ -554,7 +562,7 @@ class BrokerTransport(Transport):
             why = f": {str(cause).removeprefix(f'{self.url} ')}"
         return TransportUnavailable(f"{self.url} {what}{why}", url=str(self.url), cause=cause)
 
-    def _unstamp(self, data: bytes) -> bytes | None:
+    def _unstamp(self, data: bytes, arrived: float) -> bytes | None:
         """Return the frame in received data, or None when it is too old or was not sent by a DSE transport."""
         if data[:1] == _PLAIN:
             return data[1:]
@@ -563,12 +571,13 @@ class BrokerTransport(Transport):
         except struct.error:
             kind, clock, stamp, ttl = 0, b"", 0.0, 0.0
         if kind != 1 or not math.isfinite(stamp + ttl):
-            _log.warning("%s: dropped %d bytes that no DSE transport sent", self.url, len(data))
+            if self._log_pace.take(time.monotonic()):
+                _log.warning("%s: dropped %d bytes that no DSE transport sent", self.url, len(data))
             return None
-        age = time.monotonic() - stamp
+        age = arrived - stamp
         if clock != CLOCK_ID:
             with self._ages_lock:
-                age = self._ages.age(time.monotonic(), clock, stamp)
+                age = self._ages.age(arrived, clock, stamp)
         return data[_STAMP_SIZE:] if age <= ttl else None
 
     def _refuse_fork(self) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from dse.core import limits
 from dse.core.effects import Effect, Send
 from dse.core.guard import Guard
 from dse.core.info import DataServiceInfo, NodeStatus
@@ -50,8 +51,8 @@ class ControlBus:
 
     Services and tables that a peer may not publish, by this node's permissions, are left out of all that it tells.
 
-    Lock: ``_changed`` protects ``_machine``, ``_infos``, ``_key_ids`` and ``_denied``; `members` and `replicas` are
-    immutable values that are replaced under it and read without.
+    Lock: ``_changed`` protects ``_machine``, ``_infos``, ``_key_ids``, ``_denied`` and ``_touched``; `members` and
+    `replicas` are immutable values that are replaced under it and read without.
     """
 
     def __init__(
@@ -85,6 +86,8 @@ class ControlBus:
         self._announcer = timers.timer(lambda: control.put(self._announce))
         self._clash_told = False
         self._watchers: tuple[Callable[[], None], ...] = ()  # replaced under _changed, read without
+        self._touched: set[str] = set()  # services whose replicas have changed since `touched`
+        self._left_out = 0
         self.members: Mapping[str, Member] = {}  # live peers by instance
         self.replicas: Mapping[str, Sequence[Member]] = {}  # live peers by service_id, JOINED before SUSPECT
         self.preferred: Mapping[str, Sequence[Member]] = {}  # of these the JOINED, or all where there is none
@@ -261,7 +264,7 @@ class ControlBus:
                 if events:
                     self._rebuild(events)
                 self._changed.notify_all()
-            wakeup = machine.wakeup
+            wakeup, left_out = machine.wakeup, machine.left_out
             resumed = machine.resumed - resumed
             denied, self._denied = self._denied, []
         self._timers.set(self._timer, wakeup)
@@ -270,13 +273,18 @@ class ControlBus:
             # Peers are answered from the queue: the receiving thread goes on receiving.
             if self._control.thread is threading.current_thread() or self.state is NodeState.LEFT:
                 self._wire.carry_out(sends)
-            else:
+            elif len(self._control) < limits.CONTROL_JOBS:
                 self._control.put(lambda: self._wire.carry_out(sends))
         self._count(denied)
         if events:
             self._on_event(events)
             if self._watchers:
                 self.tell()
+        if left_out > self._left_out:
+            if not self._left_out:
+                _log.warning("node %r: the catalogues of its peers are over the limit of %d MiB; some are not kept",
+                             machine.node_id, limits.CATALOGUES >> 20)  # fmt: skip
+            self._left_out = left_out
         if clash is not None:
             self._on_clash(clash)
         if resumed:
@@ -301,7 +309,9 @@ class ControlBus:
                 )
                 for service_id in member.services if member.state is not NodeState.JOINING else ():
                     touched.setdefault(service_id, []).append(member)
-        if len(self._infos) > len(peers):  # some were forgotten
+            if instance not in peers:
+                self._infos.pop(instance, None)
+        if len(self._infos) > 2 * len(peers):  # many were forgotten
             self._infos = {instance: infos for instance, infos in self._infos.items() if instance in peers}
             self._key_ids = {instance: key_id for instance, key_id in self._key_ids.items() if instance in peers}
         replicas, preferred = dict(self.replicas), dict(self.preferred)
@@ -313,6 +323,13 @@ class ControlBus:
                 replicas[service_id] = found
                 preferred[service_id] = [m for m in found if m.state is NodeState.JOINED] or found
         self.members, self.replicas, self.preferred = members, replicas, preferred
+        self._touched |= touched.keys()
+
+    def touched(self) -> set[str]:
+        """Return the services whose replicas have changed since this was called last."""
+        with self._changed:
+            touched, self._touched = self._touched, set()
+            return touched
 
     def _let(self, peer: Peer, infos: dict[str, DataServiceInfo]) -> dict[str, DataServiceInfo]:
         """Return what a peer may publish of what it offers."""
@@ -346,5 +363,6 @@ def _read_infos(peer: Peer) -> dict[str, DataServiceInfo]:
             info = DataServiceInfo.from_dict(known)  # keys of a later release are ignored
         except ConfigError:
             continue
-        infos[info.service_id] = info
+        if info.node_id == peer.node_id:  # nobody speaks for another node
+            infos[info.service_id] = info
     return infos

@@ -71,18 +71,38 @@ class DataServiceInfo:
             methods = {}
             for name, method in data["rpc_methods"].items():
                 _check_keys(f"DataServiceInfo: rpc_methods[{name!r}]", method, ("signature", "doc", "idempotent"), ())
-                methods[str(name)] = MethodInfo(**method)
+                methods[_name(name)] = _method(f"DataServiceInfo: rpc_methods[{name!r}]", method)
             return cls(
                 service_id=_text(data, "service_id"),
                 node_id=_text(data, "node_id"),
-                published_tables={str(k): tuple(map(str, v)) for k, v in data["published_tables"].items()},
-                subscribed_tables=tuple((str(s), str(t)) for s, t in data["subscribed_tables"]),
+                published_tables={_name(k): _columns(k, v) for k, v in data["published_tables"].items()},
+                subscribed_tables=tuple((_name(s), _name(t)) for s, t in data["subscribed_tables"]),
                 rpc_methods=methods,
             )
         except (TypeError, ValueError, AttributeError) as error:
             if isinstance(error, ConfigError):
                 raise
             raise ConfigError(f"DataServiceInfo: {error}") from None
+
+
+def _name(name: object) -> str:
+    if not isinstance(name, str):
+        raise ConfigError(f"DataServiceInfo: a name is text, not {type(name).__name__}")
+    return name
+
+
+def _columns(table: object, columns: object) -> tuple[str, ...]:
+    if not isinstance(columns, list | tuple):
+        raise ConfigError(f"DataServiceInfo: published_tables[{table!r}] is a list of columns")
+    return tuple(map(_name, columns))
+
+
+def _method(what: str, method: Mapping[str, Any]) -> MethodInfo:
+    info = MethodInfo(**method)
+    for key, kind in (("signature", str), ("doc", str), ("idempotent", bool)):
+        if not isinstance(getattr(info, key), kind):
+            raise ConfigError(f"{what}: {key} is {'text' if kind is str else 'true or false'}")
+    return info
 
 
 def _check_keys(what: str, data: Mapping[str, Any], known: tuple[str, ...], needed: tuple[str, ...]) -> None:

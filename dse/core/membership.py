@@ -21,7 +21,10 @@ Rules:
    stays. Messages take their time, and not all the same: who has decided against another never yields to it, and what
    was said to a joining node says nothing to one that has joined.
 7. A new instance of a node_id that has JOINED proves that the old one is gone (rule 6 would have stopped it).
-8. A passive observer is not on the bus: it says nothing of itself, so that nobody knows it. It asks everybody for
+8. What a peer says is taken within `dse.core.limits`: so many peers, lives of one node_id, and bytes of catalogues. An
+   instance belongs to the node_id that it was first heard with. Catalogues are sent to those who ask at a bounded rate,
+   whoever asks; they are answered later, in the order that they asked.
+9. A passive observer is not on the bus: it says nothing of itself, so that nobody knows it. It asks everybody for
    their catalogues, instead of joining, and ages its peers like any node. It is ready (to itself JOINED) when a node
    would have joined.
 """
@@ -36,10 +39,16 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+import msgspec
+
+from dse.core import limits
 from dse.core.effects import Effect, Send
 from dse.core.messages import CONTROL, Catalogue, CatalogueRequest, Clash, Heartbeat, Leave, instance_address
+from dse.core.pace import Pace
 
 __all__ = ["Membership", "NodeState", "Peer", "PeerEvent"]
+
+_encode = msgspec.msgpack.Encoder().encode
 
 HEARTBEATS_PER_SECOND = 100
 ANSWERS_PER_SECOND = 80
@@ -51,9 +60,8 @@ SUSPECT_AFTER = 3
 DEAD_AFTER = 5
 REMEMBERED = 60.0
 SAME_AGE = 2.0
-MAX_PEERS = 100_000
 MAX_TOLD = 1000
-LONGEST_INTERVAL = 3600.0
+MAX_ANSWERS = 200  # catalogues that are sent to who asks, at once; then `ANSWERS_PER_SECOND`
 
 
 class NodeState(StrEnum):
@@ -82,6 +90,7 @@ class Peer:
     asked_at: float = -math.inf
     gone_at: float = math.inf
     check_at: float = math.inf  # when its silence is looked at next
+    weight: int = 0  # bytes of its catalogue
 
     @property
     def live(self) -> bool:
@@ -123,6 +132,9 @@ class Membership:
     _connected: bool = True
     _answers: list[tuple[float, str]] = field(default_factory=list)  # heap of (when it is answered, who is new)
     _to_answer: set[str] = field(default_factory=set)  # the instances in it
+    _pace: Pace = field(default_factory=lambda: Pace(MAX_ANSWERS, ANSWERS_PER_SECOND))  # of catalogues to who asks
+    _catalogues: int = 0  # bytes of all catalogues
+    left_out: int = 0  # catalogues that were not kept, for there was no room
     _live: int = 0  # peers that are live
     _by_node: dict[str, set[str]] = field(default_factory=dict)  # node_id -> instances
     _checks: list[tuple[float, str]] = field(default_factory=list)  # heap of (check_at, instance); some are out of date
@@ -189,8 +201,7 @@ class Membership:
         if peer is not None and message.version > peer.version:
             peer.version = message.version
             peer.announced = max(peer.announced, message.version)
-            peer.services = message.services
-            peer.node_methods = message.node_methods
+            self._keep_catalogue(peer, message)
             self.events.append(PeerEvent(peer, peer.state))
         return effects
 
@@ -201,19 +212,19 @@ class Membership:
             return []
         if self.state is not NodeState.JOINED or self.passive:
             return []
-        if message.everybody:
-            return self._answer_soon(now, message.instance)
-        return [Send(instance_address(message.instance), self._catalogue(now))]
+        return self._answer_soon(now, message.instance, at_once=not message.everybody)
 
     def left(self, now: float, message: Leave) -> list[Effect]:
         """A peer said that it stops."""
         peer = self.peers.get(message.instance)
-        if peer is not None and peer.live:
+        if peer is not None and peer.live and peer.node_id == message.node_id:
             self._set_state(now, peer, NodeState.LEFT)
         return []
 
     def clashed(self, now: float, message: Clash) -> list[Effect]:
         """An older node has this node's id."""
+        if message.node_id != self.node_id or message.winner == self.instance:
+            return []  # nobody who knows better says that
         # What was said to a node that joins does not count any more: both may say it to each other's past.
         if message.loser == self.instance and not (message.joining and self.state is NodeState.JOINED):
             self.clash = message.winner
@@ -226,7 +237,7 @@ class Membership:
         """When `tick` has something to do next."""
         at = self._beat_at
         if self._answers:
-            at = min(at, self._answers[0][0])
+            at = min(at, max(self._answers[0][0], self._pace.next_at()))
         if self.state is NodeState.JOINING and self.clash is None:
             at = min(at, self._heard_self + JOIN_WINDOW)
         if self._connected and self._checks:
@@ -276,9 +287,23 @@ class Membership:
             periods = DEAD_AFTER if peer.state is NodeState.SUSPECT else SUSPECT_AFTER
             peer.check_at = peer.last_heard + periods * peer.interval
         heapq.heappush(self._checks, (peer.check_at, peer.instance))
+        if len(self._checks) > 2 * len(self.peers) + 10:
+            # Who promises another interval each time leaves an entry each time.
+            self._checks = [(each.check_at, each.instance) for each in self.peers.values()]
+            heapq.heapify(self._checks)
+
+    def _keep_catalogue(self, peer: Peer, message: Catalogue) -> None:
+        weight = len(_encode((message.services, message.node_methods)))
+        self._catalogues -= peer.weight
+        fits = self._catalogues + weight <= limits.CATALOGUES
+        self.left_out += not fits
+        peer.services, peer.node_methods = (message.services, message.node_methods) if fits else ([], [])
+        peer.weight = weight if fits else 0
+        self._catalogues += peer.weight
 
     def _forget(self, peer: Peer) -> None:
         del self.peers[peer.instance]
+        self._catalogues -= peer.weight
         instances = self._by_node[peer.node_id]
         instances.discard(peer.instance)
         if not instances:
@@ -340,10 +365,11 @@ class Membership:
                 peer.last_heard = now
 
     def _heard(self, now: float, node_id: str, instance: str, interval: float, joining: bool) -> Peer | None:
-        interval = min(LONGEST_INTERVAL, max(0.01, interval)) if math.isfinite(interval) else 1.0
+        finite = interval if math.isfinite(interval) else 1.0
+        interval = min(limits.LONGEST_INTERVAL, max(limits.LEAST_INTERVAL, finite))
         peer = self.peers.get(instance)
         if peer is None:
-            if len(self.peers) >= MAX_PEERS or node_id == self.node_id:
+            if node_id == self.node_id or not self._make_room(now, node_id):
                 return None
             state = NodeState.JOINING if joining else NodeState.JOINED
             peer = self.peers[instance] = Peer(node_id, instance, state, now, interval)
@@ -353,6 +379,8 @@ class Membership:
             self.events.append(PeerEvent(peer, None))
         elif peer.state is NodeState.LEFT:
             return None  # a straggler, sent before the goodbye
+        elif peer.node_id != node_id:
+            return None  # it says that it is somebody else now
         peer.last_heard = now
         peer.interval = interval
         self._set_state(now, peer, NodeState.JOINING if joining else NodeState.JOINED)
@@ -363,6 +391,15 @@ class Membership:
                 if self.peers[other].live:
                     self._set_state(now, self.peers[other], NodeState.DEAD)
         return peer
+
+    def _make_room(self, now: float, node_id: str) -> bool:
+        """Make room for another life of a node; say whether there is any."""
+        lives = self._by_node.get(node_id, ())
+        if len(lives) >= limits.INSTANCES:
+            oldest = min((self.peers[each] for each in lives), key=lambda peer: (peer.live, peer.last_heard))
+            self._set_state(now, oldest, NodeState.DEAD)
+            self._forget(oldest)
+        return len(self.peers) < limits.PEERS
 
     def _set_state(self, now: float, peer: Peer, state: NodeState) -> None:
         if peer.state is state:
@@ -383,17 +420,18 @@ class Membership:
         peer.asked_at = now
         return [Send(instance_address(peer.instance), CatalogueRequest(self.instance))]
 
-    def _answer_soon(self, now: float, instance: str) -> list[Effect]:
-        """Send the catalogue to one that is new here; a large bus spreads its answers."""
-        if instance in self._to_answer or self.passive:
+    def _answer_soon(self, now: float, instance: str, *, at_once: bool = False) -> list[Effect]:
+        """Send the catalogue to one that is new here, or wants to know; a large bus spreads its answers to the new."""
+        if instance in self._to_answer or self.passive or len(self._to_answer) >= limits.PEERS:
             return []
         self._to_answer.add(instance)
-        heapq.heappush(self._answers, (now + self._spread(self._live / ANSWERS_PER_SECOND), instance))
+        at = now if at_once else now + self._spread(self._live / ANSWERS_PER_SECOND)
+        heapq.heappush(self._answers, (at, instance))
         return self._answer(now)
 
     def _answer(self, now: float) -> list[Effect]:
         due = []
-        while self._answers and self._answers[0][0] <= now:
+        while self._answers and self._answers[0][0] <= now and self._pace.take(now):
             due.append(heapq.heappop(self._answers)[1])
         self._to_answer.difference_update(due)
         if self.state is not NodeState.JOINED:

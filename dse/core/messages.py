@@ -13,13 +13,15 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
-from collections.abc import Sequence
-from typing import Annotated, Any
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Generic, TypeVar, Union, get_args
 
 import msgspec
 from msgspec import Meta, Struct
 
+from dse.core import limits
 from dse.core.transport import Address, Delivery
+from dse.core.untrusted import may_hold_large_map, read_set
 
 __all__ = [
     "CONTROL",
@@ -57,6 +59,7 @@ __all__ = [
     "Tip",
     "UnknownCall",
     "Unsubscribe",
+    "answers_request",
     "broadcast_address",
     "decode",
     "decode_change",
@@ -66,6 +69,7 @@ __all__ = [
     "encode_reply",
     "frame_of",
     "instance_address",
+    "is_change",
     "service_address",
     "speaks_for",
     "table_address",
@@ -76,13 +80,19 @@ MINOR = 1
 _VERSION = bytes((MAJOR, MINOR))
 SEALED = 0x81
 """The first byte of a sealed frame (`dse.core.seal`)."""
+_SHORT = limits.SHORT
 
 Scalar = None | bool | int | float | str | bytes
 # msgspec cannot tell str from bytes in a union: rows are decoded as tuples of anything, and `dse.core.rows` checks
 # them. Rows without bytes, as most are, are decoded as plain ones: that checks them on the way.
 Row = tuple[Any, ...]
-_PlainRow = tuple[bool | int | Annotated[float, Meta(ge=-sys.float_info.max)] | str | None, ...]  # NaN is not >= any
-Name = Annotated[str, Meta(max_length=1000)]
+_PlainCell = bool | int | Annotated[float, Meta(ge=-sys.float_info.max)] | str | None  # NaN is not >= any
+_PlainRow = tuple[_PlainCell, ...]
+_Cell = TypeVar("_Cell")
+Name = Annotated[str, Meta(max_length=limits.NAME)]
+_SomeMethods = Meta(max_length=limits.METHODS)
+_SomeServices = Meta(max_length=limits.SERVICES)
+_SomeColumns = Meta(max_length=limits.COLUMNS)
 
 CONTROL = Address(Delivery.FANOUT, "control")
 """Where every node of the bus listens: heartbeats, catalogues, leaves, calls to all nodes."""
@@ -131,7 +141,29 @@ class Catalogue(Struct, array_like=True, tag=5, frozen=True):
     interval: float
     version: int
     services: list[dict[str, Any]]
-    node_methods: list[str] = []
+    node_methods: Annotated[list[Name], _SomeMethods] = []
+
+
+class _MethodEntry(Struct):
+    signature: str = ""
+    doc: str = ""
+    idempotent: bool = False
+
+
+class _ServiceEntry(Struct):
+    """A `DataServiceInfo` as it comes from a peer; keys of a later release are ignored."""
+
+    service_id: Name
+    node_id: Name
+    published_tables: Annotated[dict[Name, Annotated[list[Name], _SomeColumns]], _SomeMethods]
+    subscribed_tables: Annotated[list[tuple[Name, Name]], _SomeMethods]
+    rpc_methods: Annotated[dict[Name, _MethodEntry], _SomeMethods]
+
+
+class _ReceivedCatalogue(Catalogue, array_like=True, tag=5, frozen=True):
+    """A catalogue whose services have not been decoded yet."""
+
+    services: Annotated[list[msgspec.Raw], _SomeServices]  # type: ignore[assignment]
 
 
 class Request(Struct, array_like=True, tag=10, frozen=True):
@@ -149,7 +181,7 @@ class Request(Struct, array_like=True, tag=10, frozen=True):
     args: msgspec.Raw
     timeout: float
     anycast: bool = False
-    trace: dict[str, str] | None = None
+    trace: Annotated[dict[Name, str], Meta(max_length=limits.TRACE)] | None = None
 
 
 class Reply(Struct, array_like=True, tag=11, frozen=True):
@@ -229,7 +261,7 @@ class CatchUp(Struct, array_like=True, tag=22, frozen=True):
 
     request: int
     epoch: Name
-    columns: tuple[Name, ...]
+    columns: Annotated[tuple[Name, ...], _SomeColumns]
     changes: list[msgspec.Raw]
     seq: int
     digest: int
@@ -240,7 +272,7 @@ class SnapshotBegin(Struct, array_like=True, tag=23, frozen=True):
 
     request: int
     epoch: Name
-    columns: tuple[Name, ...]
+    columns: Annotated[tuple[Name, ...], _SomeColumns]
     seq: int
     count: int
     digest: int
@@ -304,19 +336,41 @@ class Renew(Struct, array_like=True, tag=29, frozen=True):
     """All that `instance` subscribes to here, as (service, table, epoch, seq); whatever is missing has ended."""
 
     instance: Name
-    subscriptions: list[tuple[Name, Name, Name, int]]
+    subscriptions: Annotated[list[tuple[Name, Name, Name, int]], Meta(max_length=limits.REPLICAS)]
 
 
 class Changes(Struct, array_like=True, tag=30, frozen=True):
     """Changes of one table that follow on each other, published faster than they could be sent one by one."""
 
-    changes: list[ChangeMessage]
+    changes: Annotated[list[ChangeMessage], Meta(max_length=limits.CHANGES)]
 
 
 class PlainChanges(Changes, array_like=True, tag=30, frozen=True):
     """`Changes` of which each is a `PlainChange`."""
 
-    changes: list[PlainChange]  # type: ignore[assignment]
+    changes: Annotated[list[PlainChange], Meta(max_length=limits.CHANGES)]  # type: ignore[assignment]
+
+
+# Large ones: their rows are looked at before they become a set (`dse.core.untrusted`).
+
+
+class _ChangeOf(Struct, Generic[_Cell], array_like=True, tag=21):
+    epoch: Name
+    seq: int
+    added: list[tuple[_Cell, ...]]
+    removed: list[tuple[_Cell, ...]]
+    plus: int | None = None
+    minus: int | None = None
+
+
+class _ChangesOf(Struct, Generic[_Cell], array_like=True, tag=30):
+    changes: Annotated[list[_ChangeOf[_Cell]], Meta(max_length=limits.CHANGES)]
+
+
+class _ChunkOf(Struct, Generic[_Cell], array_like=True, tag=24):
+    request: int
+    index: int
+    rows: list[tuple[_Cell, ...]]
 
 
 class Greet(Struct, array_like=True, tag=40, frozen=True):
@@ -370,11 +424,35 @@ Message = (
 )
 
 _encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(Message)
+_kinds = tuple(_ReceivedCatalogue if kind is Catalogue else kind for kind in get_args(Message))
+_decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Union[_kinds])  # noqa: UP007
 _plain_decoder = msgspec.msgpack.Decoder(PlainChange | PlainChanges | PlainChunk)
 _plain_tags = frozenset(kind.__struct_config__.tag for kind in (PlainChange, PlainChanges, PlainChunk))
 _change_decoder = msgspec.msgpack.Decoder(ChangeMessage)
 _plain_change_decoder = msgspec.msgpack.Decoder(PlainChange)
+_listed_decoder = msgspec.msgpack.Decoder(_ChangeOf[_PlainCell] | _ChangesOf[_PlainCell] | _ChunkOf[_PlainCell])
+_any_decoder = msgspec.msgpack.Decoder(_ChangeOf[Any] | _ChangesOf[Any] | _ChunkOf[Any])
+_raw_decoder = msgspec.msgpack.Decoder(_ChangeOf[msgspec.Raw] | _ChangesOf[msgspec.Raw] | _ChunkOf[msgspec.Raw])
+_service_decoder = msgspec.msgpack.Decoder(_ServiceEntry)
+_decode_cell = msgspec.msgpack.Decoder(bool | int | float | str | None).decode
+_decode_bytes_cell = msgspec.msgpack.Decoder(bytes).decode
+_answer_tags = frozenset(kind.__struct_config__.tag for kind in (CatchUp, SnapshotBegin, SnapshotChunk))
+_change_tags = frozenset(kind.__struct_config__.tag for kind in (ChangeMessage, Changes))
+_INT_SIZES = {0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8}  # bytes behind the first one of an unsigned integer
+_ANY = 300_000  # bytes of rows of which each cell may be anything, as lists of lists, before it is checked
+_refusals = (msgspec.DecodeError, RecursionError, ValueError, TypeError)
+
+# Bytes of a frame, by the tag of its message, where they are not `limits.MESSAGE`. Who calls has the driver's limit.
+_longest: dict[int, int] = {
+    kind.__struct_config__.tag: size  # type: ignore[misc]
+    for size, kinds in (
+        (sys.maxsize, (Request, Reply, Failure)),
+        (limits.CATALOGUE, (Catalogue,)),
+        (limits.CHANGE + limits.MESSAGE, (ChangeMessage, Changes, CatchUp, SnapshotChunk, Renew)),
+        (limits.NAME * limits.COLUMNS + limits.MESSAGE, (SnapshotBegin,)),
+    )
+    for kind in kinds
+}
 
 
 class BadFrame(Exception):
@@ -423,24 +501,48 @@ def decode(frame: bytes) -> Message:
             raise SealedFrame("it is sealed, and this node has no keys")
         raise ForeignVersion(f"protocol version {frame[0]}.{frame[1]}, this node speaks {MAJOR}.{MINOR}")
     body = memoryview(frame)[2:]
-    if frame[3] in _plain_tags:
-        with contextlib.suppress(msgspec.DecodeError, RecursionError, ValueError, TypeError):
-            plain: Message = _plain_decoder.decode(body)
-            return plain
+    tag = frame[3]
     try:
-        message: Message = _decoder.decode(body)
-    except (msgspec.DecodeError, RecursionError, ValueError, TypeError) as error:
+        if len(frame) > _SHORT:
+            _check_length(frame)
+            if tag in _plain_tags:
+                return _decode_rows(body)
+        elif tag in _plain_tags:
+            with contextlib.suppress(*_refusals):
+                plain: Message = _plain_decoder.decode(body)
+                return plain
+        message = _decoder.decode(body)
+    except _refusals as error:
         raise BadFrame(str(error)) from None
-    return message
+    return _read_catalogue(message) if type(message) is _ReceivedCatalogue else message
+
+
+def answers_request(frame: bytes) -> int | None:
+    """Return the number of the request that a frame of rows answers; None for any other; without decoding it."""
+    if frame[3] not in _answer_tags:
+        return None
+    size = _INT_SIZES.get(frame[4], 0)
+    return int.from_bytes(frame[5 : 5 + size]) if size else frame[4]
+
+
+def is_change(frame: bytes) -> bool:
+    """Whether a frame is one of changes; without decoding it."""
+    return frame[3] in _change_tags
 
 
 def decode_change(body: msgspec.Raw) -> ChangeMessage:
     """Decode one of the changes in a `CatchUp`; raise `BadFrame` for whatever is not a change."""
-    with contextlib.suppress(msgspec.DecodeError, RecursionError, ValueError, TypeError):
-        return _plain_change_decoder.decode(body)
+    view = memoryview(body)
     try:
+        if len(view) > _SHORT:
+            change = _decode_rows(view)
+            if not isinstance(change, ChangeMessage):
+                raise ValueError("not a change")
+            return change
+        with contextlib.suppress(*_refusals):
+            return _plain_change_decoder.decode(body)
         return _change_decoder.decode(body)
-    except (msgspec.DecodeError, RecursionError, ValueError, TypeError) as error:
+    except _refusals as error:
         raise BadFrame(str(error)) from None
 
 
@@ -458,6 +560,72 @@ def speaks_for(message: Message, node_id: str, instance: str) -> bool:
     if kind in _NAMES_INSTANCE:
         return said.instance == instance  # type: ignore[union-attr]
     return kind is not Clash or said.winner == instance  # type: ignore[union-attr]
+
+
+def _check_length(frame: bytes) -> None:
+    """Refuse a frame that is longer than any of its kind."""
+    if frame[2] & 0xF0 != 0x90 or frame[3] > 0x7F:
+        raise ValueError("no message of that length begins like this")
+    longest = _longest.get(frame[3], limits.MESSAGE)
+    if len(frame) > longest:
+        raise ValueError(f"{len(frame):,} bytes are over the limit of such a message, {longest:,}")
+
+
+def _decode_rows(body: memoryview) -> Message:
+    """Decode a message of many rows."""
+    try:
+        return _as_sets(_listed_decoder.decode(body), PlainChange, PlainChanges, PlainChunk, list)
+    except msgspec.ValidationError:
+        pass  # cells that are bytes, or no cells at all
+    if len(body) > _ANY or may_hold_large_map(body):
+        return _as_sets(_raw_decoder.decode(body), ChangeMessage, Changes, SnapshotChunk, _cells_of)
+    return _as_sets(_any_decoder.decode(body), ChangeMessage, Changes, SnapshotChunk, list)
+
+
+def _as_sets(
+    listed: _ChangeOf[Any] | _ChangesOf[Any] | _ChunkOf[Any],
+    change: type[ChangeMessage],
+    changes: type[Changes],
+    chunk: type[SnapshotChunk],
+    rows: Callable[[list[Any]], list[Row]],
+) -> Message:
+    """Return the message, of the classes that are given, whose rows were decoded as lists."""
+
+    def read(each: _ChangeOf[Any]) -> ChangeMessage:
+        added, removed = read_set(rows(each.added)), read_set(rows(each.removed))
+        return change(each.epoch, each.seq, added, removed, each.plus, each.minus)
+
+    if isinstance(listed, _ChunkOf):
+        return chunk(listed.request, listed.index, read_set(rows(listed.rows)))
+    return changes([read(each) for each in listed.changes]) if isinstance(listed, _ChangesOf) else read(listed)
+
+
+def _cells_of(rows: list[tuple[msgspec.Raw, ...]]) -> list[Row]:
+    return [tuple(map(_read_cell, row)) for row in rows]
+
+
+def _read_cell(cell: msgspec.Raw) -> Any:
+    try:
+        return _decode_cell(cell)
+    except msgspec.ValidationError:
+        return _decode_bytes_cell(cell)
+
+
+def _read_catalogue(received: _ReceivedCatalogue) -> Catalogue:
+    """Read the services one by one: one that does not fit is left out."""
+    services = []
+    for each in received.services:
+        with contextlib.suppress(*_refusals):
+            services.append(msgspec.to_builtins(_service_decoder.decode(each)))
+    return Catalogue(
+        received.node_id,
+        received.instance,
+        received.age,
+        received.interval,
+        received.version,
+        services,
+        received.node_methods,
+    )
 
 
 @functools.lru_cache(maxsize=512)

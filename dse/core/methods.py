@@ -12,9 +12,11 @@ from typing import Any, TypeVar, overload
 
 import msgspec
 
+from dse.core import limits
 from dse.core.info import MethodInfo, identifier
 from dse.core.inline import Briefness
 from dse.core.messages import Request
+from dse.core.untrusted import check_value
 from dse.errors import ConfigError, InvalidArguments
 
 __all__ = [
@@ -129,6 +131,8 @@ class Method:
     def bind(self, args: msgspec.Raw) -> dict[str, Any]:
         """Decode and check encoded arguments; raise `InvalidArguments` that says which does not fit."""
         try:
+            if len(memoryview(args)) > _SHORT:
+                check_value(args)
             values: dict[str, Any] = msgspec.structs.asdict(self._decoder.decode(args))
         except (msgspec.DecodeError, ValueError, TypeError, RecursionError) as error:
             raise InvalidArguments(f"{self.owner}.{self.name}{self.info.signature}: {_plain(str(error))}") from None
@@ -210,6 +214,7 @@ def encode_args(what: str, args: Mapping[str, Any] | None) -> msgspec.Raw:
 
 
 _encode = msgspec.msgpack.Encoder().encode
+_SHORT = limits.SHORT
 _NO_ARGS = msgspec.Raw(_encode({}))
 
 

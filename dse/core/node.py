@@ -14,6 +14,7 @@ from concurrent.futures import Future, wait
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
+from dse.core import limits
 from dse.core.controlbus import ControlBus
 from dse.core.figures import FIGURES, ROWS, TYPES, is_figures, is_types
 from dse.core.guard import require_own
@@ -546,6 +547,8 @@ class Node:
             if service.status != "stopped":
                 raise ServiceExists(f"the service {service.service_id!r} runs on another node")
             self.require_publish(service.service_id, service.published_tables)
+            if len(self._services) >= limits.SERVICES:
+                raise ConfigError(f"node {self.node_id!r} hosts at most {limits.SERVICES:,} services")
             self._services[service.service_id] = service
 
     def _start_service(self, service: DataService) -> Runtime:

@@ -9,9 +9,11 @@ Rules:
 4. Changes are applied in the order of their seq. A gap, an unknown epoch, a tip ahead of it or a digest that differs
    starts rule 3 again; a wrong digest asks for everything.
 5. What changed is reported as differences in the order of the states: their sum is always the rows.
-6. SYNCING: no complete copy of the present publisher's table; LIVE: follows it; STALE: has rows, but no publisher, or
+6. A publisher that never gets it right is asked with patience: `ASKS` times at once, `ASKS_PER_SECOND` then. What waits
+   meanwhile, and what a snapshot may hold, is bounded (`dse.core.limits`); a chunk brings new rows, or is none.
+7. SYNCING: no complete copy of the present publisher's table; LIVE: follows it; STALE: has rows, but no publisher, or
    no connection to hear one.
-7. A publisher may refuse: its permissions do not let this node follow the table. Then it goes to another publisher, one
+8. A publisher may refuse: its permissions do not let this node follow the table. Then it goes to another publisher, one
    after the other. When all refuse it is `untrusted`: it keeps what it has, listens to nobody, and begins anew after
    `REFUSED` seconds, with a publisher that is new, or when one says by a tip of its own that it may.
 """
@@ -27,6 +29,7 @@ from itertools import chain
 
 from msgspec import Struct
 
+from dse.core import limits
 from dse.core import rows as row_rules
 from dse.core.effects import Effect, Listen, Send, Unlisten
 from dse.core.messages import (
@@ -47,6 +50,7 @@ from dse.core.messages import (
     instance_address,
     table_address,
 )
+from dse.core.pace import Pace
 from dse.core.rows import DIGEST_MASK, RowsView
 from dse.core.transport import Address
 from dse.errors import RowError
@@ -56,6 +60,8 @@ __all__ = ["Delta", "ReplicaMachine", "ReplicaState"]
 ASK_FIRST = 1.0  # seconds until a sync request that nobody answers is repeated
 ASK_LAST = 5.0
 REFUSED = 30.0  # seconds until publishers that refused are asked again
+ASKS = 8
+ASKS_PER_SECOND = 1.0
 BUFFER = 10_000  # changes that wait while a snapshot comes; beyond, the log is asked for them afterwards
 
 
@@ -80,6 +86,7 @@ class _Loading:
     begin: SnapshotBegin
     rows: set[Row] = field(default_factory=set)
     chunks: int = 0
+    digest: int = 0
 
 
 @dataclass(slots=True)
@@ -109,6 +116,8 @@ class ReplicaMachine:
     _from_scratch: bool = False
     _loading: _Loading | None = None
     _buffer: dict[tuple[str, int], ChangeMessage] = field(default_factory=dict)
+    _buffered: int = 0  # bytes in it, about
+    _pace: Pace = field(default_factory=lambda: Pace(ASKS, ASKS_PER_SECOND))
     _ask_at: float = math.inf
     _patience: float = ASK_FIRST
 
@@ -122,6 +131,10 @@ class ReplicaMachine:
         """While a snapshot comes: how many of its rows are here, and how many there are."""
         loading = self._loading
         return (len(loading.rows), loading.begin.count) if loading is not None else None
+
+    def awaits(self, request: int) -> bool:
+        """Whether an answer to this request would be taken; may be asked without a lock."""
+        return request == self.request and (self._asking or self._loading is not None)
 
     def view(self) -> RowsView:
         """Return the rows as they are now; later changes do not show in it."""
@@ -232,16 +245,22 @@ class ReplicaMachine:
         if self.publisher is None or not self._listening:
             return [], []
         if self._asking or self._loading is not None:
-            if len(self._buffer) < BUFFER:
-                self._buffer[change.epoch, change.seq] = change
+            self._keep(change)
             return [], []
         if change.epoch == self.epoch and change.seq <= self.seq:
             return [], []
         if change.epoch != self.epoch or change.seq != self.seq + 1:
-            self._buffer[change.epoch, change.seq] = change
+            self._keep(change)
             return [], self._ask(now)
         delta = self._apply(change)
         return ([delta], []) if delta else ([], self._ask(now, from_scratch=True))
+
+    def _keep(self, change: ChangeMessage) -> None:
+        """Let a change wait, as long as there is room: what is left out is asked for afterwards."""
+        size = _size_of(change)
+        if len(self._buffer) < BUFFER and self._buffered + size <= limits.WAITING_BYTES:
+            self._buffer[change.epoch, change.seq] = change
+            self._buffered += size
 
     def changes(self, now: float, changes: Sequence[ChangeMessage]) -> tuple[list[Delta], list[Effect]]:
         """Changes heard on the publisher's table address, in their order."""
@@ -284,7 +303,7 @@ class ReplicaMachine:
 
     def catch_up(self, now: float, message: CatchUp) -> tuple[list[Delta], list[Effect]]:
         """The changes that were missing."""
-        if not self._asking or message.request != self.request or message.epoch != self.epoch:
+        if not self._asking or message.request != self.request or message.epoch != self.epoch or not self.epoch:
             return [], []
         self._is_trusted()
         if message.columns != self.columns:
@@ -310,8 +329,10 @@ class ReplicaMachine:
         if not self._asking or message.request != self.request:
             return [], []
         self._is_trusted()
+        if not message.epoch or not 0 <= message.count <= limits.ROWS:  # "" stands for no epoch yet
+            return [], self._ask(now, from_scratch=True)
+        self._loading = _Loading(message)  # first: `awaits` is asked without a lock
         self._asking = False
-        self._loading = _Loading(message)
         self._ask_at = now + ASK_LAST
         return self._loaded(now) if message.count == 0 else ([], [])
 
@@ -324,8 +345,12 @@ class ReplicaMachine:
         fits = row_rules.check_received(message.rows, len(loading.begin.columns), plain=plain)
         if message.index != loading.chunks or not fits:
             return [], self._ask(now)
-        loading.chunks += 1
+        before = len(loading.rows)
         loading.rows |= message.rows
+        if not message.rows or len(loading.rows) != before + len(message.rows):
+            return [], self._ask(now, from_scratch=True)  # rows that came before, or none: it could go on for ever
+        loading.chunks += 1
+        loading.digest += self._digest_of(message.rows, loading.begin.columns)
         self._ask_at = now + ASK_LAST
         if len(loading.rows) >= loading.begin.count:
             return self._loaded(now)
@@ -370,20 +395,24 @@ class ReplicaMachine:
         self._asking = False
         self._loading = None
         self._buffer.clear()
+        self._buffered = 0
         self._ask_at = math.inf
         self._patience = ASK_FIRST
 
     def _ask(self, now: float, *, from_scratch: bool = False) -> list[Effect]:
         assert self.publisher is not None
         self._from_scratch = from_scratch or (self._from_scratch and (self._asking or self._loading is not None))
-        self._loading = None
         self._asking = True
+        self._loading = None
         if not self.untrusted:
             self.state = ReplicaState.SYNCING
         self.request += 1
         self.resyncs += 1
         self._ask_at = now + self._patience
         self._patience = min(ASK_LAST, self._patience * 2)
+        if not self._pace.take(now):
+            self._ask_at = self._pace.next_at()  # what is still to come in answer to the last request is nobody's
+            return []
         have = ("", 0) if self._from_scratch else self.version
         request = SyncRequest(self.service, self.table, self.instance, self.request, *have)
         return [Send(instance_address(self.publisher), request)]
@@ -392,6 +421,8 @@ class ReplicaMachine:
         """Apply the next change; None when it cannot be one of a table like this."""
         plain = type(change) is PlainChange
         if not row_rules.check_received([*change.added, *change.removed], len(self.columns), plain=plain):
+            return None
+        if len(self._rows) + len(change.added) > limits.ROWS + len(change.removed):
             return None
         return self._apply_checked([change])[0]
 
@@ -418,16 +449,16 @@ class ReplicaMachine:
         self.seq, self.digest = changes[-1].seq, digest & DIGEST_MASK
         return deltas
 
-    def _digest_of(self, rows: frozenset[Row]) -> int:
+    def _digest_of(self, rows: frozenset[Row], columns: tuple[str, ...] | None = None) -> int:
         try:
-            return row_rules.digest(self.table, self.columns, rows)
+            return row_rules.digest(self.table, self.columns if columns is None else columns, rows)
         except RowError:
             return -1  # not a digest: the next tip shows that something is wrong
 
     def _loaded(self, now: float) -> tuple[list[Delta], list[Effect]]:
         loading = self._loading
         assert loading is not None
-        if len(loading.rows) != loading.begin.count:
+        if len(loading.rows) != loading.begin.count or loading.digest & DIGEST_MASK != loading.begin.digest:
             return [], self._ask(now, from_scratch=True)
         self._from_scratch = False
         new, old = loading.rows, self._rows
@@ -444,7 +475,7 @@ class ReplicaMachine:
         self._loading = None
         self._asking = False
         self._from_scratch = False
-        buffer, self._buffer = self._buffer, {}
+        buffer, self._buffer, self._buffered = self._buffer, {}, 0
         while (change := buffer.pop((self.epoch, self.seq + 1), None)) is not None:
             delta = self._apply(change)
             if delta is None:
@@ -452,7 +483,8 @@ class ReplicaMachine:
             deltas.append(delta)
         ahead = [key for key in buffer if key[0] == self.epoch and key[1] > self.seq]
         if ahead:
-            self._buffer = {key: buffer[key] for key in ahead}
+            for key in ahead:
+                self._keep(buffer[key])
             return deltas, self._ask(now)
         self.state = ReplicaState.LIVE
         self._ask_at = math.inf
@@ -463,3 +495,13 @@ class ReplicaMachine:
         if self._view is not None and self._view() is not None:
             self._rows = set(self._rows)  # somebody looks at the old rows
         self._view = None
+
+
+def _size_of(change: ChangeMessage) -> int:
+    """Return about how many bytes a change takes."""
+    rows = (*change.added, *change.removed)
+    cells = sum(map(len, rows))
+    return 200 + 100 * len(rows) + 30 * cells + sum(len(c) for c in chain.from_iterable(rows) if type(c) in _SIZED)
+
+
+_SIZED = (str, bytes)

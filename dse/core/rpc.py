@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from dse import errors
+from dse.core import limits
 from dse.core.calls import Call, PendingCalls
 from dse.core.controlbus import ControlBus, Member
+from dse.core.fairqueue import FairQueue
 from dse.core.guard import Guard
 from dse.core.inline import InlineRuns
 from dse.core.membership import NodeState
@@ -32,9 +34,11 @@ from dse.core.messages import (
     service_address,
 )
 from dse.core.methods import Method, current_request, set_current_request
+from dse.core.pace import Pace
 from dse.core.sender import Sender
 from dse.core.threads import AsyncLoop, Pool, SerialQueue, Timers
 from dse.core.transport import Address
+from dse.core.untrusted import decode_value
 from dse.core.wire import Wire
 from dse.errors import (
     CallTimeout,
@@ -52,13 +56,12 @@ from dse.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 __all__ = ["Outcome", "RpcClient", "RpcServer", "register_error"]
 
 _log = logging.getLogger("dse.node")
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder().decode
 
 _REFUSALS: dict[str, type[DseError]] = {
     error.__name__: error
@@ -243,6 +246,7 @@ class RpcClient:
         undeliverable: bool,
         first_turn: int,
         guard: Guard,
+        ids: Iterator[int],
     ) -> None:
         self._guard = guard
         self._inline = inline
@@ -255,7 +259,7 @@ class RpcClient:
         self._pool = pool
         self._has_local = local_service
         self._reports_undeliverable = undeliverable
-        self._ids = itertools.count(1)
+        self._ids = ids  # an answer is taken from whoever knows the number: the callee alone does
         self._turn = itertools.count(first_turn)
         self._lock = threading.Lock()
         self._pending = PendingCalls(wire.instance)
@@ -440,7 +444,7 @@ class RpcClient:
         if call is None:
             return
         try:
-            result = _decode(message.result)
+            result = decode_value(message.result)
         except Exception as error:
             call.handle.answer.set_exception(RemoteError("BadResult", f"the result cannot be decoded: {error}"))
         else:
@@ -696,7 +700,7 @@ def _error_of(failure: Failure) -> BaseException:
     registered = _registered.get(failure.type_name)
     if registered is not None and failure.args is not None:
         try:
-            args = _decode(failure.args)
+            args = decode_value(failure.args)
             if isinstance(args, list):
                 return registered(*args)
         except Exception as error:
@@ -708,7 +712,10 @@ class RpcServer:
     """Runs requests: a brief method on the thread that received the request, any other on a worker thread or, for
     ``async def``, on the node's event loop.
 
-    Lock: ``_lock`` protects ``_active``, ``_waiting`` and ``_coroutines``.
+    Requests that wait for a worker are served in turn by who sent them, and a node that sends them faster than they are
+    served is refused before the others are (`dse.core.fairqueue`).
+
+    Lock: ``_lock`` protects ``_active``, ``_queue``, ``_beginning``, ``_coroutines`` and ``_coroutines_of``.
     """
 
     def __init__(
@@ -735,9 +742,12 @@ class RpcServer:
         self._lock = threading.Lock()
         self._ended = threading.Condition(self._lock)
         self._active: set[tuple[str, int]] = set()
-        self._waiting = 0  # accepted and not yet begun
+        self._queue: FairQueue[tuple[Request, Method, float]] = FairQueue(max_pending, limits.REQUESTS)
+        self._beginning = 0  # coroutines that were accepted and have not begun
         self._coroutines = 0  # on the event loop, begun or not
+        self._coroutines_of: dict[str, int] = {}  # by who sent the request
         self._stopping = False
+        self._log_pace = Pace(10, 1 / 6)  # of lines about dropped casts: whoever sends them does not fill the log
         self._traffic = wire.traffic
         self.builtins: Mapping[str, Callable[[Request, Sender | None], None]] = {}  # methods of every node, run at once
 
@@ -756,6 +766,9 @@ class RpcServer:
     def requested(self, request: Request, sender: Sender | None = None, *, inline: bool = False) -> None:
         """Take a request from the bus; never blocks for long. inline: the calling thread may be relieved."""
         now = self._now()
+        if not 0.0 <= request.timeout <= limits.LONGEST_TIMEOUT:
+            longest = limits.LONGEST_TIMEOUT if request.timeout > 0.0 else 0.0
+            request = msgspec.structs.replace(request, timeout=longest)
         deadline = now + request.timeout
         if self._guard.rules is not None and not self._guard.calls(sender, request.service, request.method):
             self._deny(request, sender)
@@ -783,31 +796,43 @@ class RpcServer:
             self._inline.run(method.briefness, now, self._run, request, method, deadline)
             return
         with self._lock:
-            accepted = self._waiting < self._max_pending
-            if accepted:
-                self._waiting += 1
-                if request.id:
-                    self._active.add(key)
-        if not accepted:
-            self._refuse(
-                request, "Overloaded", f"node {self._node_id!r} has {self._max_pending} requests waiting already"
-            )
-            return
+            refused = self._accept(request, method, deadline)
+            if request.id:
+                self._active.add(key)
+        for each in refused:
+            self._forget(each)
+            self._refuse(each, "Overloaded", f"node {self._node_id!r} has {self._max_pending} requests waiting already")
+            if each is request:
+                return
         if request.anycast and request.id:
             self._answer(request, Accepted(request.id, self._wire.instance, self._node_id))
         if method.is_async:
-            with self._lock:
-                self._coroutines += 1
             try:
                 future = self._loop.submit(self._run_async(request, method, deadline))
-                future.add_done_callback(self._coroutine_ended)
+                future.add_done_callback(lambda _: self._coroutine_ended(request))
             except RuntimeError:
-                self._coroutine_ended()
                 self._begun()
+                self._coroutine_ended(request)
                 self._refuse(request, _STOPPING, f"node {self._node_id!r} is stopping")
-        elif not self._pool.submit(lambda: self._run_waiting(request, method, deadline)):
-            self._begun()
-            self._refuse(request, _STOPPING, f"node {self._node_id!r} is stopping")
+        elif not refused and not self._pool.submit(self._run_next):
+            with self._lock:
+                left = self._queue.take()
+            if left is not None:
+                self._refuse(left[0], _STOPPING, f"node {self._node_id!r} is stopping")
+
+    def _accept(self, request: Request, method: Method, deadline: float) -> list[Request]:
+        """Let a request wait; return those that are refused for it, perhaps the request itself (the lock is held)."""
+        if not method.is_async:
+            size = len(memoryview(request.args))
+            return [each for each, _, _ in self._queue.put(request.instance, (request, method, deadline), size)]
+        most = limits.COROUTINES * self._max_pending
+        of_sender = self._coroutines_of.get(request.instance, 0)
+        if self._beginning >= self._max_pending or self._coroutines >= most or of_sender >= most // 2:
+            return [request]
+        self._beginning += 1
+        self._coroutines += 1
+        self._coroutines_of[request.instance] = of_sender + 1
+        return []
 
     def redirect(self, request: Request) -> None:
         """Do not run a request, and ask its caller to send it to this node alone."""
@@ -829,16 +854,23 @@ class RpcServer:
 
     def _begun(self) -> None:
         with self._lock:
-            self._waiting -= 1
+            self._beginning -= 1
 
-    def _coroutine_ended(self, _: object = None) -> None:
+    def _coroutine_ended(self, request: Request) -> None:
         with self._lock:
             self._coroutines -= 1
+            of_sender = self._coroutines_of[request.instance] - 1
+            if of_sender:
+                self._coroutines_of[request.instance] = of_sender
+            else:
+                del self._coroutines_of[request.instance]
             self._ended.notify_all()
 
-    def _run_waiting(self, request: Request, method: Method, deadline: float) -> None:
-        self._begun()
-        self._run(request, method, deadline)
+    def _run_next(self) -> None:
+        with self._lock:
+            next_one = self._queue.take()
+        if next_one is not None:
+            self._run(*next_one)
 
     def _run(self, request: Request, method: Method, deadline: float) -> None:
         began = self._now()
@@ -892,7 +924,7 @@ class RpcServer:
     @property
     def waiting(self) -> int:
         """Requests that were accepted and not begun."""
-        return self._waiting
+        return len(self._queue) + self._beginning
 
     def _failure(self, request: Request, method: Method, error: BaseException) -> Failure:
         self._wire.traffic.serve_errors += 1
@@ -937,7 +969,7 @@ class RpcServer:
         self._wire.traffic.refused += 1
         if request.id:
             self._send(instance_address(request.instance), Failure(request.id, code, message))
-        else:
+        elif self._log_pace.take(self._now()):
             _log.warning(
                 "dropped a cast of %s.%s by node %r: %s", request.service, request.method, request.node_id, message
             )

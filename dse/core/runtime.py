@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from dse.core import limits
 from dse.core.controlbus import ControlBus
 from dse.core.effects import Send
 from dse.core.figures import FIGURES, MOST_CELLS, MOST_FIRST_ROWS, MOST_TABLES, ROWS, TYPES, FirstRows, Traffic
@@ -60,6 +61,7 @@ from dse.core.messages import (
     speaks_for,
 )
 from dse.core.methods import Method
+from dse.core.pace import Pace
 from dse.core.receiving import leads
 from dse.core.rpc import RpcClient, RpcServer
 from dse.core.sender import Sender
@@ -87,6 +89,7 @@ UNLISTEN_PATIENCE = 1.0
 """Seconds that a stopping node gives the broker to take its services off their addresses; closing does it anyway."""
 OFFER_PATIENCE = 60.0
 """Seconds after which a start gives up on a broker that does not answer."""
+_SHORT = limits.SHORT
 _LOG_EVERY = 60.0  # seconds between two log lines about bad frames
 _ANSWERED = frozenset((Request, SyncRequest, Greet, Greeted))  # who may not join is told so, where it waits for that
 
@@ -103,6 +106,7 @@ class Runtime:
         self.joined = False
         self.retired = False  # the catalogue is empty from now on
         self._bad_logged = -_LOG_EVERY
+        self._log_pace = Pace(10, 1 / 6)  # of lines about messages that cannot be taken
         self._hosts = node.hosts  # of this life: the next has others
         self._offers: list[str] = []  # services that run and are not offered yet
         self._offers_lock = threading.Lock()  # protects _offers
@@ -139,7 +143,9 @@ class Runtime:
         self.publisher = Publisher(
             self.wire, self.timers, self.control, sizes, engine.unique, self._subscribers_changed, self.guard
         )
-        self.hub = ReplicaHub(self.wire, self.listeners, self.timers, self.control, self._publishers_of, self.guard)
+        self.hub = ReplicaHub(
+            self.wire, self.listeners, self.timers, self.control, self._publishers_of, self.guard, engine.numbers()
+        )
         inline = InlineRuns(self.transport, self.timers, self.workers)
         self._inline = inline.possible
         self.client = RpcClient(
@@ -154,6 +160,7 @@ class Runtime:
             self.reports_undeliverable,
             engine.random.randrange(1 << 16),
             self.guard,
+            engine.numbers(),
         )
         self.server = RpcServer(
             node.node_id,
@@ -380,7 +387,12 @@ class Runtime:
     def _catalogue(self) -> tuple[list[dict[str, Any]], list[str]]:
         if self.retired:
             return [], []
-        return [info.to_dict() for info in self._own_infos()], sorted(self.node.endpoints)
+        infos = self._own_infos()
+        for info in infos:
+            if max(map(len, (info.published_tables, info.subscribed_tables, info.rpc_methods))) > limits.METHODS:
+                _log.error("service %r has over %d tables, subscriptions or methods: no peer will know it",
+                           info.service_id, limits.METHODS)  # fmt: skip
+        return [info.to_dict() for info in infos], sorted(self.node.endpoints)
 
     def _find(self, service_id: str | None) -> tuple[str, Mapping[str, Method]] | None:
         if service_id is None:
@@ -417,7 +429,8 @@ class Runtime:
         if NodeState.JOINED in now:
             self.publisher.nodes_heard(now[NodeState.JOINED])
             self.client.nodes_came()
-        self.hub.published()
+        if touched := self.control_bus.touched():
+            self.hub.published(touched)
 
     # What the transport tells (`dse.core.transport.TransportEvents`)
 
@@ -430,6 +443,9 @@ class Runtime:
 
         inline: the calling thread is one that receives, and may be relieved.
         """
+        if len(frame) > _SHORT and not self.hub.expects(address, frame):
+            self.node.counters["unexpected_frames"] += 1
+            return
         try:
             message = decode(frame)
         except BadFrame as error:
@@ -541,7 +557,8 @@ class Runtime:
         try:
             self._handlers[type(message)](address, message, sender)
         except DseError as error:
-            _log.warning("node %r: %s: %s", self.node.node_id, type(message).__name__, error)
+            if self._log_pace.take(self.timers.now()):
+                _log.warning("node %r: %s: %s", self.node.node_id, type(message).__name__, error)
 
     def _bad_frame(self, address: Address, frame: bytes, error: BadFrame) -> None:
         if isinstance(error, SealedFrame):

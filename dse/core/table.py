@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, overload
 
+from dse.core import limits
 from dse.core.effects import Send
 from dse.core.info import identifier
 from dse.core.messages import ChangeMessage, Row, SyncRequest, encode_changes
@@ -67,6 +68,8 @@ class Table:
             raise ConfigError("a table has at least one column")
         for column in columns:
             identifier("column name", column)
+        if len(columns) > limits.COLUMNS:
+            raise ConfigError(f"a table has at most {limits.COLUMNS:,} columns, not {len(columns):,}")
         if len(set(columns)) != len(columns):
             raise ConfigError(f"a table's columns have different names, not {', '.join(columns)}")
         self.columns = columns
@@ -242,6 +245,11 @@ class PublishedTable:
     def credit(self, instance: str, request: int, received: int) -> None:
         """A replica has so many chunks of its snapshot."""
         self._serve(lambda log, now: log.credit(now, instance, request, received))
+
+    def knows(self, instance: str) -> bool:
+        """Whether a node subscribes, or did before it was taken for dead; read without the lock: most nodes do not."""
+        log = self._log
+        return instance in log.subscribers or log.lapsed(instance)
 
     def renew(self, instance: str, held: tuple[str, int] | None) -> None:
         """A node says whether it subscribes, and where its replica stands."""
@@ -421,6 +429,8 @@ class Shared(Protocol):
     @property
     def version(self) -> tuple[str, int]: ...
     @property
+    def resyncs(self) -> int: ...
+    @property
     def loading(self) -> tuple[int, int] | None: ...
     @property
     def untrusted(self) -> str: ...
@@ -432,7 +442,7 @@ class Shared(Protocol):
 class Replica:
     """A live copy of another service's table: always a state that its publisher was really in.
 
-    Subscribers on one node share one copy of the rows. Lock: ``_lock`` protects ``_waiting``.
+    Subscribers on one node share one copy of the rows. Lock: ``_lock`` protects ``_waiting`` and ``_waiting_rows``.
     """
 
     def __init__(
@@ -454,6 +464,7 @@ class Replica:
         self._run = run
         self._lock = threading.Lock()
         self._waiting: deque[Delta | ReplicaState] = deque()
+        self._waiting_rows = 0
         self._closed = False
 
     def __repr__(self) -> str:
@@ -536,7 +547,9 @@ class Replica:
         return self._generation() != since
 
     def _generation(self) -> object:
-        return (self._shared.state, self._shared.version, self._shared.count(), self._shared.untrusted)
+        # A replica that was brought up to date anew may have other rows at the same version, as many as before.
+        shared = self._shared
+        return (shared.state, shared.version, shared.count(), shared.untrusted, shared.resyncs)
 
     # The node's side
 
@@ -546,12 +559,16 @@ class Replica:
             return
         with self._lock:
             waiting = self._waiting
-            if len(waiting) >= _CALLBACK_QUEUE and isinstance(last := waiting[-1], Delta):
-                waiting[-1] = Delta(
+            self._waiting_rows += len(delta.added) + len(delta.removed)
+            full = len(waiting) >= _CALLBACK_QUEUE or self._waiting_rows > limits.WAITING_ROWS
+            if full and waiting and isinstance(last := waiting[-1], Delta):
+                waiting[-1] = merged = Delta(
                     (last.added - delta.removed) | (delta.added - last.removed),
                     (last.removed - delta.added) | (delta.removed - last.added),
                     delta.version,
                 )
+                self._waiting_rows += len(merged.added) + len(merged.removed)
+                self._waiting_rows -= sum(map(len, (last.added, last.removed, delta.added, delta.removed)))
                 return
             waiting.append(delta)
         self._schedule(self._call_back)
@@ -575,12 +592,15 @@ class Replica:
         with self._lock:
             self._closed = True
             self._waiting.clear()
+            self._waiting_rows = 0
 
     def _call_back(self) -> None:
         with self._lock:
             if self._closed or not self._waiting:
                 return
             item = self._waiting.popleft()
+            if isinstance(item, Delta):
+                self._waiting_rows -= len(item.added) + len(item.removed)
         if isinstance(item, ReplicaState):
             assert self._on_state is not None
             self._run(self._on_state, item)

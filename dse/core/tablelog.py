@@ -16,7 +16,10 @@ Rules:
    tell.
 7. A subscriber whose node was taken for dead and is heard again within `LEASE` seconds is one again, and is told the
    tip: it does not know that changes passed it by. After an outage of this node all subscribers are told the tip.
-8. While the table is `pending` it is not known what the rows are. Who asks is a subscriber, and is answered when the
+8. Subscribers are at most `limits.SUBSCRIBERS`; more are not answered. A replica that asks again and again for much
+   (a table of `MANY` rows, say) is answered `SYNCS` times at once, and then `SYNCS_PER_SECOND`. Snapshots under way are
+   of `COPIES` states of the table at most: who asks for another one gets the latest of these, and then what changed.
+9. While the table is `pending` it is not known what the rows are. Who asks is a subscriber, and is answered when the
    next change is made, also one that changes nothing.
 """
 
@@ -32,6 +35,7 @@ from typing import Any
 
 from msgspec import Raw
 
+from dse.core import limits
 from dse.core import rows as row_rules
 from dse.core.effects import Send
 from dse.core.messages import (
@@ -46,7 +50,9 @@ from dse.core.messages import (
     instance_address,
     table_address,
 )
+from dse.core.pace import Pace
 from dse.core.rows import DIGEST_MASK, RowsView
+from dse.errors import RowError
 
 __all__ = ["LEASE", "Sizes", "TableLog"]
 
@@ -58,6 +64,10 @@ TIP_LAST = 30.0
 LEASE = 75.0
 LATE = 5.0
 SNAPSHOT_PATIENCE = 30.0
+SYNCS = 16
+SYNCS_PER_SECOND = 2.0
+MANY = 1000
+COPIES = 16
 
 
 @dataclass(slots=True, frozen=True)
@@ -74,12 +84,21 @@ class Sizes:
     window: int = field(default_factory=lambda: WINDOW)
 
 
+@dataclass(slots=True, frozen=True)
+class _State:
+    """The table as it was at `seq`."""
+
+    seq: int
+    digest: int
+    rows: list[Row]
+
+
 @dataclass(slots=True)
 class _Snapshot:
     """One replica's snapshot under way."""
 
     request: int
-    rows: list[Row]
+    state: _State
     expires: float
     sent_rows: int = 0
     sent_chunks: int = 0
@@ -106,7 +125,8 @@ class TableLog:
     _log: deque[bytes] = field(default_factory=deque)
     _log_bytes: int = 0
     _snapshots: dict[str, _Snapshot] = field(default_factory=dict)
-    _frozen: tuple[int, list[Row]] | None = None
+    _frozen: _State | None = None  # the latest that a snapshot under way is of
+    _paces: dict[str, Pace] = field(default_factory=dict)  # of those that ask
     _tip_at: float = math.inf
     _tip_delay: float = TIP_FIRST
     _connected: bool = True
@@ -183,6 +203,8 @@ class TableLog:
         if not added and not removed:
             return None, []
         # Everything that can refuse comes before anything is altered.
+        if len(self._rows) + len(added) - len(removed) > limits.ROWS:
+            raise RowError(f"{self.name}: a table has at most {limits.ROWS:,} rows")
         plus = row_rules.digest(self.name, self.columns, added) if added else 0
         minus = row_rules.digest(self.name, self.columns, removed) if removed else 0
         change = ChangeMessage(self.epoch, self.seq + 1, frozenset(added), frozenset(removed), plus, minus)
@@ -213,6 +235,11 @@ class TableLog:
 
     def sync(self, now: float, request: SyncRequest) -> list[Send]:
         """Bring a replica up to date, and count it as a subscriber."""
+        missing = self.seq - request.seq
+        logged = request.epoch == self.epoch and 0 <= missing <= len(self._log)
+        effort = (missing if logged else len(self._rows)) / MANY
+        if not self._may_ask(now, request.instance, min(1.0, effort)):
+            return []
         self._lapsed.pop(request.instance, None)
         self.subscribers[request.instance] = now + LEASE
         self._snapshots.pop(request.instance, None)
@@ -221,17 +248,30 @@ class TableLog:
         if self.pending:
             self._asked[request.instance] = request
             return []
-        missing = self.seq - request.seq
-        if request.epoch == self.epoch and 0 <= missing <= len(self._log):
+        if logged:
             return [self._catch_up(request, missing)]
-        if self._frozen is None or self._frozen[0] != self.seq:
-            self._frozen = (self.seq, list(self._rows))
-        snapshot = _Snapshot(request.request, self._frozen[1], now + SNAPSHOT_PATIENCE)
-        begin = SnapshotBegin(request.request, self.epoch, self.columns, self.seq, len(self._rows), self.digest)
+        state = self._frozen
+        if state is None or (state.seq != self.seq and self._copies < COPIES):
+            state = self._frozen = _State(self.seq, self.digest, list(self._rows))
+        snapshot = _Snapshot(request.request, state, now + SNAPSHOT_PATIENCE)
+        begin = SnapshotBegin(request.request, self.epoch, self.columns, state.seq, len(state.rows), state.digest)
         sends = [Send(instance_address(request.instance), begin)]
         self._snapshots[request.instance] = snapshot
         sends += self._next_chunks(request.instance, snapshot, self.sizes.window)
         return sends
+
+    @property
+    def _copies(self) -> int:
+        return len({snapshot.state.seq for snapshot in self._snapshots.values()})
+
+    def _may_ask(self, now: float, instance: str, effort: float) -> bool:
+        if instance not in self.subscribers and len(self.subscribers) >= limits.SUBSCRIBERS:
+            return False
+        pace = self._paces.pop(instance, None) or Pace(SYNCS, SYNCS_PER_SECOND)
+        while len(self._paces) >= limits.SUBSCRIBERS:
+            del self._paces[next(iter(self._paces))]
+        self._paces[instance] = pace  # the last to ask comes last
+        return pace.take(now, effort)
 
     def _catch_up(self, request: SyncRequest, missing: int) -> Send:
         changes = [Raw(self._log[index]) for index in range(len(self._log) - missing, len(self._log))]
@@ -250,14 +290,14 @@ class TableLog:
     def _next_chunks(self, instance: str, snapshot: _Snapshot, count: int) -> list[Send]:
         sends = []
         for _ in range(count):
-            if snapshot.sent_rows >= len(snapshot.rows):
+            if snapshot.sent_rows >= len(snapshot.state.rows):
                 break
             body, rows = self._chunk(snapshot)
             sends.append(Send(instance_address(instance), body))
             snapshot.sent_rows += rows
             snapshot.sent_chunks += 1
             snapshot.chunk_rows = max(1, min(rows * 8, rows * self.sizes.chunk // len(body)))
-        if snapshot.sent_rows >= len(snapshot.rows):
+        if snapshot.sent_rows >= len(snapshot.state.rows):
             self._snapshots.pop(instance, None)
         if not self._snapshots:
             self._frozen = None
@@ -266,7 +306,7 @@ class TableLog:
     def _chunk(self, snapshot: _Snapshot) -> tuple[bytes, int]:
         rows = snapshot.chunk_rows
         while True:
-            chunk = frozenset(snapshot.rows[snapshot.sent_rows : snapshot.sent_rows + rows])
+            chunk = frozenset(snapshot.state.rows[snapshot.sent_rows : snapshot.sent_rows + rows])
             body = encode_body(SnapshotChunk(snapshot.request, snapshot.sent_chunks, chunk))
             if len(body) <= 2 * self.sizes.chunk or rows == 1:
                 return body, len(chunk)
@@ -276,6 +316,8 @@ class TableLog:
         """A node says that it subscribes and where its replica stands, or (None) that it does not subscribe."""
         if held is None:
             self.drop(instance)
+            return []
+        if instance not in self.subscribers and len(self.subscribers) >= limits.SUBSCRIBERS:
             return []
         self._lapsed.pop(instance, None)
         self.subscribers[instance] = now + LEASE
@@ -287,13 +329,19 @@ class TableLog:
     def lapse(self, now: float, instance: str) -> None:
         """A subscriber's node is taken for dead."""
         self._lapsed = {i: until for i, until in self._lapsed.items() if until > now}
-        if instance in self.subscribers:
+        if instance in self.subscribers and len(self._lapsed) < limits.SUBSCRIBERS:
             self._lapsed[instance] = now + LEASE
-            self._remove(instance)
+        self._remove(instance)
+
+    def lapsed(self, instance: str) -> bool:
+        """Whether a node subscribed that was taken for dead."""
+        return instance in self._lapsed
 
     def revive(self, now: float, instance: str) -> list[Send]:
         """A node that was taken for dead is heard."""
         if self._lapsed.pop(instance, -math.inf) <= now:
+            return []
+        if len(self.subscribers) >= limits.SUBSCRIBERS:
             return []
         self.subscribers[instance] = now + LEASE
         self._tip_at = min(self._tip_at, now + TIP_FIRST)
@@ -350,6 +398,8 @@ class TableLog:
             self._remove(instance)
         for instance in [i for i, snapshot in self._snapshots.items() if snapshot.expires <= now]:
             del self._snapshots[instance]
+        if not self._snapshots:
+            self._frozen = None
         if not self.subscribers or now < self._tip_at:
             return []
         self._tip_at = now + self._tip_delay

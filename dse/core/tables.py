@@ -6,9 +6,10 @@ import itertools
 import logging
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from dse.core import limits
 from dse.core.effects import Effect, Listen, Send, Unlisten
 from dse.core.guard import Guard
 from dse.core.messages import (
@@ -23,9 +24,11 @@ from dse.core.messages import (
     SyncRequest,
     Tip,
     Unsubscribe,
+    answers_request,
     encode,
     frame_of,
     instance_address,
+    is_change,
     table_address,
 )
 from dse.core.replica import Delta, ReplicaMachine, ReplicaState
@@ -36,6 +39,7 @@ from dse.core.tablelog import LEASE, Sizes
 from dse.core.threads import SerialQueue, Timer, Timers
 from dse.core.transport import Address
 from dse.core.wire import Wire
+from dse.errors import TableError
 
 if TYPE_CHECKING:
     from dse.core.listeners import Listeners
@@ -48,6 +52,7 @@ HOLD = 0.001  # seconds that changes which come fast are held back at most, so t
 RENEW = 20.0  # seconds between two renewals of all subscriptions
 MAX_ORPHANS = 10_000
 MAX_DENIED = 1000  # nodes per table that are told when they may follow it after all
+_HALF = (1 << 30) - 1  # of the bits of a request's number: the rest is room to count in
 
 
 class Publisher:
@@ -219,6 +224,8 @@ class Publisher:
         with self._lock:
             tables = list(self._tables.items())
         for key, table in tables:
+            if key not in held and not table.knows(message.instance):
+                continue
             stands = held.get(key)
             if stands is not None and not self._lets_in(sender, *key):
                 self._refuse(message.instance, NoTable(0, self._refusal(sender, *key), *key))
@@ -291,18 +298,22 @@ class Publisher:
         with self._lock:
             self._forget(instances)
         for table in self._all():
-            for instance in instances:
+            for instance in filter(table.knows, instances):
                 table.drop(instance)
 
     def nodes_died(self, instances: Sequence[str]) -> None:
         """Nodes are taken for dead; they may be heard again."""
         now = self._timers.now()
         with self._lock:
-            self._forget([instance for instance, until in self._dead.items() if until <= now])
-            self._dead = {instance: until for instance, until in self._dead.items() if until > now}
-            self._dead |= dict.fromkeys(instances, now + LEASE)
-        for table in self._all():
             for instance in instances:
+                self._dead.pop(instance, None)
+                self._dead[instance] = now + LEASE  # the earliest stand first
+            for instance, until in list(itertools.islice(self._dead.items(), 2 * len(instances))):
+                if until <= now or len(self._dead) > limits.PEERS:
+                    del self._dead[instance]
+                    self._forget([instance])
+        for table in self._all():
+            for instance in filter(table.knows, instances):
                 table.lapse(instance)
 
     def _forget(self, instances: Sequence[str]) -> None:
@@ -317,7 +328,7 @@ class Publisher:
         with self._lock:
             back = [instance for instance in instances if self._dead.pop(instance, None) is not None]
         for table in self._all() if back else ():
-            for instance in back:
+            for instance in filter(table.knows, back):
                 table.revive(instance)
 
     # The node's connection
@@ -373,6 +384,10 @@ class _SharedReplica:
         return self.machine.untrusted
 
     @property
+    def resyncs(self) -> int:
+        return self.machine.resyncs
+
+    @property
     def loading(self) -> tuple[int, int] | None:
         with self.changed:
             return self.machine.loading
@@ -401,6 +416,7 @@ class ReplicaHub:
         control: SerialQueue,
         publishers_of: Callable[[str, str], list[str]],
         guard: Guard,
+        numbers: Iterator[int],
     ) -> None:
         self._wire = wire
         self._guard = guard
@@ -408,7 +424,7 @@ class ReplicaHub:
         self._timers = timers
         self._control = control
         self._publishers_of = publishers_of
-        self._numbers = itertools.count(1)
+        self._numbers = numbers
         self._lock = threading.Lock()
         self._shared: dict[tuple[str, str], _SharedReplica] = {}
         self._by_number: dict[int, _SharedReplica] = {}  # the upper half of its requests' numbers
@@ -433,9 +449,14 @@ class ReplicaHub:
             with self._lock:
                 shared = self._shared.get(key)
                 if shared is None:
-                    # Requests are numbered per node, in steps, so that an answer to an earlier life is nobody's.
-                    number = next(self._numbers)
-                    machine = ReplicaMachine(service_id, table, self._wire.instance, number << 32)
+                    if len(self._shared) >= limits.REPLICAS:
+                        raise TableError(f"a node follows at most {limits.REPLICAS:,} tables")
+                    # An answer to an earlier life is nobody's, and only who was asked knows the number to answer to.
+                    number = next(self._numbers) & _HALF
+                    while number in self._by_number:
+                        number = next(self._numbers) & _HALF
+                    first = next(self._numbers) & _HALF
+                    machine = ReplicaMachine(service_id, table, self._wire.instance, (number << 32) + first)
                     if not self._connected:
                         machine.disconnected()
                     shared = _SharedReplica(machine, self._timers.timer(lambda: None))
@@ -491,10 +512,11 @@ class ReplicaHub:
 
     # What the bus says
 
-    def published(self) -> None:
-        """Who publishes what has changed."""
+    def published(self, services: Collection[str] | None = None) -> None:
+        """Who publishes tables of these services, or of any, has changed."""
         for shared in self._all():
-            self._update(shared)
+            if services is None or shared.machine.service in services:
+                self._update(shared)
 
     def connected(self) -> None:
         """The connection is back, and everything that was listened to."""
@@ -516,6 +538,16 @@ class ReplicaHub:
 
         for shared in self._all():
             self._step(shared, step)
+
+    def expects(self, address: Address, frame: bytes) -> bool:
+        """Whether a large frame is worth decoding: rows only where they are followed, or were asked for."""
+        if is_change(frame):
+            return address in self._by_address
+        request = answers_request(frame)
+        if request is None:
+            return True
+        shared = self._by_number.get(request >> 32)
+        return shared is not None and shared.machine.awaits(request)
 
     def heard(self, address: Address, message: ChangeMessage | Changes | Tip, sender: Sender | None = None) -> None:
         """A change, several or a tip, at a table's address."""

@@ -6,11 +6,13 @@ import asyncio
 import heapq
 import itertools
 import logging
+import os
 import random
+import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from typing import Any
 
@@ -162,6 +164,10 @@ class SerialQueue:
 
 
 def _nothing() -> None: ...
+
+
+def _unguessable(count: int) -> list[int]:
+    return [1 + (number >> 2) for number in struct.unpack(f"={count}Q", os.urandom(8 * count))]
 
 
 class Timer:
@@ -323,6 +329,10 @@ class Engine:
     def unique(self) -> str:
         """Return a name that nobody else has: 128 random bits, from a generator that the system seeded."""
         return f"{self.random.getrandbits(128):032x}"
+
+    def numbers(self) -> Iterator[int]:
+        """Return numbers from 1 to 2**62 that nobody can guess, without end; for any threads: no generator is."""
+        return itertools.chain.from_iterable(map(_unguessable, itertools.repeat(512)))
 
     def linger(self, seconds: float) -> None:
         """Give the other threads time."""

@@ -85,7 +85,10 @@ class TransportEvents(Protocol):
     """
 
     def received(self, address: Address, frame: bytes) -> None:
-        """Take a frame that was sent to an address this transport listens on."""
+        """Take a frame that was sent to an address this transport listens on.
+
+        Who finds that it is not from whom it says may return False: then nothing is learned from the frame's stamp.
+        """
 
     def undeliverable(self, address: Address, frame: bytes) -> None:
         """Learn that a frame this transport sent found no listener (may come later than `send`)."""

@@ -43,6 +43,8 @@ class TransportUrl:
             return text
         if not isinstance(text, str):
             raise InvalidUrl(f"a transport URL is text, not {type(text).__name__}")
+        if not _is_unicode(text):
+            raise InvalidUrl("a transport URL is valid Unicode: what else it holds must be %-encoded")
         scheme, separator, rest = text.strip().partition("://")
         scheme = scheme.lower()
         if not separator or not _SCHEME.match(scheme):
@@ -98,6 +100,14 @@ class TransportUrl:
         return f"TransportUrl({str(self)!r})"
 
 
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _split(scheme: str, rest: str) -> tuple[str, str, str]:
     """Split what follows ``://`` into authority, query and path."""
     rest = rest.partition("#")[0] if "@" not in rest.partition("#")[2] else _refuse_userinfo(scheme)
@@ -139,7 +149,7 @@ def _host(scheme: str, text: str) -> tuple[str, int | None]:
         raise InvalidUrl(f"{scheme}://…: a host name is empty")
     if not port:
         return unquote(host), None
-    if not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+    if not port.isascii() or not port.isdigit() or len(port) > 5 or not 0 < int(port) < 65536:
         raise InvalidUrl(f"{scheme}://…: the port of host {unquote(host)!r} is not a number from 1 to 65535")
     return unquote(host), int(port)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 
+from dse.core import limits
 from dse.core.effects import Send
 from dse.core.figures import Traffic
-from dse.core.messages import Message, decode, encode, frame_of, instance_address
+from dse.core.messages import Catalogue, Message, decode, encode, frame_of, instance_address
 from dse.core.sender import Sender
 from dse.core.threads import SerialQueue
 from dse.core.transport import Address, Delivery, Transport
@@ -63,6 +64,9 @@ class Wire:
             message = effect.message
             try:
                 frame = frame_of(message) if isinstance(message, bytes) else encode(message)
+                if len(frame) > limits.CATALOGUE and isinstance(message, Catalogue):
+                    _log.error("a catalogue of %d bytes is over the limit of %d: no peer will know what is offered",
+                               len(frame), limits.CATALOGUE)  # fmt: skip
                 self._send_frame(effect.address, frame, effect.ttl)
             except TransportError as error:
                 _log.debug("not sent to %s: %s", effect.address.name, error)

@@ -29,6 +29,8 @@ _RETURN = struct.pack(">HH", _BASIC, 50)
 _DELIVER = struct.pack(">HH", _BASIC, 60)
 _TRANSIENT = 0x1000, b"\x01"  # flag and value of delivery_mode 1
 _EXPIRES = 0x0100  # flag of the property expiration
+_LONGEST_BODY = 1 << 27  # bytes; of what this driver sends none is nearly as long (`Capabilities.max_frame`)
+_MOST_CHANNELS = 2047  # RabbitMQ's own limit: as many messages may be on their way at once
 _LONGEST_EXPIRATION = 2**32 - 1  # milliseconds; RabbitMQ closes the channel over more
 
 HEARTBEAT = _START.pack(_HEARTBEAT, 0, 0) + bytes([_END])
@@ -123,26 +125,40 @@ class FrameParser:
     def _take(self, kind: int, channel: int, payload: bytes) -> None:
         if kind == _METHOD:
             which = payload[:4]
-            if which == _DELIVER:
-                at = 5 + payload[4] + 9  # after the consumer tag: delivery tag (8), redelivered (1)
-            elif which == _RETURN:
-                at = 7 + payload[6]  # after reply code (2) and reply text
-            else:
-                self.methods.append((kind, channel, payload))
-                return
-            at += 1 + payload[at]  # the exchange
-            key = payload[at + 1 : at + 1 + payload[at]]
+            try:
+                if which == _DELIVER:
+                    at = 5 + payload[4] + 9  # after the consumer tag: delivery tag (8), redelivered (1)
+                elif which == _RETURN:
+                    at = 7 + payload[6]  # after reply code (2) and reply text
+                else:
+                    self.methods.append((kind, channel, payload))
+                    return
+                at += 1 + payload[at]  # the exchange
+                key = payload[at + 1 : at + 1 + payload[at]]
+            except IndexError:
+                raise NotAmqp("the server sent a part of a method") from None
+            if channel in self._partial or len(self._partial) >= _MOST_CHANNELS:
+                raise NotAmqp("the server began a message within a message")
             self._partial[channel] = which == _DELIVER, key, []
         elif kind == _HEADER:
-            self._missing[channel] = struct.unpack_from(">Q", payload, 4)[0]
+            if channel not in self._partial or channel in self._missing or len(payload) < _CONTENT.size:
+                raise NotAmqp("the server sent a header without a message")
+            size = _CONTENT.unpack_from(payload)[2]
+            if size > _LONGEST_BODY:
+                raise NotAmqp(f"the server announced a message of {size:,} bytes")
+            self._missing[channel] = size
             self._finish(channel)
         elif kind == _BODY:
+            missing = self._missing.get(channel, 0) - len(payload)
+            if missing < 0 or not payload:
+                raise NotAmqp("the server sent more of a message than it announced")
             self._partial[channel][2].append(payload)
-            self._missing[channel] -= len(payload)
+            self._missing[channel] = missing
             self._finish(channel)
 
     def _finish(self, channel: int) -> None:
         if self._missing[channel] == 0:
+            del self._missing[channel]
             delivered, key, pieces = self._partial.pop(channel)
             self.messages.append((delivered, key, pieces[0] if len(pieces) == 1 else b"".join(pieces)))
             self.received += 1

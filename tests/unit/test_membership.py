@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dse.core.effects import Effect, Send
+from dse.core.info import DataServiceInfo
 from dse.core.membership import (
     ANSWERS_PER_SECOND,
     AT_ONCE,
@@ -50,7 +51,7 @@ class Member:
             node_id,
             instance,
             INTERVAL,
-            lambda: ([{"service_id": name} for name in self.offers], []),
+            lambda: ([DataServiceInfo(name, node_id).to_dict() for name in self.offers], []),
             random.Random(instance),
         )
         self.connected = True

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 import math
 import random
 import threading
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from typing import Any
 
@@ -217,6 +218,9 @@ class VirtualEngine(Engine):
 
     def unique(self) -> str:
         return f"{self.random.getrandbits(64):016x}"
+
+    def numbers(self) -> Iterator[int]:
+        return itertools.count(1)
 
     def linger(self, seconds: float) -> None:
         for queue in self._queues:

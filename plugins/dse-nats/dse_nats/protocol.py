@@ -167,7 +167,7 @@ class Parser:
         if line.startswith(b"INFO "):
             try:
                 fields = json.loads(line[5:])
-            except ValueError:
+            except (ValueError, RecursionError):
                 fields = None
             if isinstance(fields, dict):
                 return Info(fields)
