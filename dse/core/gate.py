@@ -279,6 +279,8 @@ class Gate:
                     self.refuse("stranger", address, frame, why)
         elif fresh:
             self._take(address, content, peer.sender)
+            if peer.proof is None:
+                self._part(peer)  # what came to any replica proves nothing, and is not run
         else:
             self.refuse("replayed", address, frame, _AGAIN)
 
