@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import logging
 import math
-import struct
 import threading
 from collections.abc import Sequence
 from typing import Protocol
+
+from cryptography.exceptions import InvalidTag
 
 from dse.core.admission import TIMELY, Admission, Held, Window
 from dse.core.effects import Send
 from dse.core.figures import Traffic
 from dse.core.messages import SEALED, Greet, Greeted, encode, instance_address
-from dse.core.seal import BadSeal, KeyRing, Opener, Sealer, UnknownKey, clock, read_head, unpack_nonce
+from dse.core.seal import LONG, NONCE, BadSeal, KeyRing, Opener, Sealer, UnknownKey, clock, read_head
 from dse.core.sender import Sender
 from dse.core.threads import SerialQueue, Timers
 from dse.core.transport import Address, ConnectionState, Delivery
@@ -29,7 +30,8 @@ _log = logging.getLogger("dse.node")
 _LOG_EVERY = 60.0  # seconds between two log lines of one reason
 _SWEEP_EVERY = 10.0
 _AGAIN = "it came before, or long after others of its sender"
-_UNUSUAL = (LookupError, BadSeal, struct.error)
+_DIRECT = Delivery.DIRECT
+_UNUSUAL = (LookupError, InvalidTag, ValueError)
 FORGET_AFTER = 900.0  # seconds of silence after which of a sender only its last number is remembered
 MOST_GONE = 100_000  # senders of which that is remembered
 _GREETINGS = tuple(encode(message)[3:4] for message in (Greet("", 0.0, 0), Greeted("", 0, 0, 0)))  # their tags
@@ -95,6 +97,7 @@ class _Peer:
         "idle",
         "lock",
         "met",
+        "mine",
         "opener",
         "places",
         "proof",
@@ -108,6 +111,7 @@ class _Peer:
         self.sender = opener.sender
         self.lock = threading.Lock()
         self.places: dict[Address, _Place] = {}
+        self.mine: _Place | None = None  # of them, the one to this node alone
         self.swept = swept
         self.met = met
         self.proof: int | None = None
@@ -126,6 +130,8 @@ class _Peer:
         if place is None:
             place = self.places[address] = _Place(self.opener, address, self.swept)
             self._set_after(place)
+            if address.delivery is Delivery.DIRECT:
+                self.mine = place
         return place
 
     def changed(self) -> None:
@@ -187,12 +193,15 @@ class Gate:
         try:
             start = frame[1] << 8 | frame[2]
             peer = self._peers[frame[:start]]
-            place = peer.places[address]
-            content = peer.decrypt(frame, start, place.bound)
-            _, number = unpack_nonce(frame, start)
+            # All that is sent to one node comes to the same address.
+            place = (address.delivery is _DIRECT and peer.mine) or peer.places[address]
+            end = start + NONCE
+            sealed = frame[end:] if len(frame) < LONG else memoryview(frame)[end:]
+            content = peer.decrypt(frame[start:end], sealed, place.bound)
         except _UNUSUAL:
-            self._receive(address, frame)
+            self._receive(address, frame)  # which says what is wrong with it, if anything
             return
+        number = int.from_bytes(frame[end - 8 : end], "big")
         with peer.lock:
             usual = number > place.after
             fresh = usual and place.window.take(number)
@@ -270,6 +279,8 @@ class Gate:
                     self.refuse("stranger", address, frame, why)
         elif fresh:
             self._take(address, content, peer.sender)
+            if peer.proof is None:
+                self._part(peer)  # what came to any replica proves nothing, and is not run
         else:
             self.refuse("replayed", address, frame, _AGAIN)
 
@@ -447,6 +458,8 @@ class Gate:
                         peer.swept = max(peer.swept, place.window.floor)
                         place.gone, place.after = True, math.inf
                         del peer.places[address]
+                        if place is peer.mine:
+                            peer.mine = None
                 peer.idle = 0 if peer.places or peer.holding else peer.idle + 1
                 patience = FORGET_AFTER if peer.proof is not None else 0.0
                 if peer.idle * _SWEEP_EVERY > patience and peer is not self._me and not peer.gone:

@@ -33,16 +33,18 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from dse.core.keys import Key
 from dse.core.messages import SEALED
 from dse.core.sender import Sender
-from dse.core.transport import Address
+from dse.core.transport import Address, Delivery
 
-__all__ = ["BadSeal", "KeyRing", "Opener", "Sealer", "UnknownKey", "clock", "read_head", "unpack_nonce"]
+__all__ = ["LONG", "NONCE", "BadSeal", "KeyRing", "Opener", "Sealer", "UnknownKey", "clock", "read_head"]
 
 _nonce = struct.Struct(">IQ")
-_pack_nonce, unpack_nonce = _nonce.pack, _nonce.unpack_from
+_pack_nonce, _unpack_nonce = _nonce.pack, _nonce.unpack_from
 NONCE = _nonce.size
 TAG = 16
+_DIRECT = Delivery.DIRECT
 MOST_ADDRESSES = 4096  # addresses whose associated data a sealer remembers
-_COPY = 4096  # bytes below which a copy costs less than a view
+LONG = 4096
+"""Bytes from which a view of a part of a frame costs less than a copy."""
 
 
 def clock() -> float:
@@ -126,7 +128,7 @@ class Opener:
     def __init__(self, head: bytes, sender: Sender, aead: AESGCM, bus: str) -> None:
         self.head = head
         self.sender = sender
-        self.encrypt, self._decrypt = aead.encrypt, aead.decrypt
+        self.encrypt, self.decrypt = aead.encrypt, aead.decrypt
         self._prefix = _length(head) + _length(bus.encode())
 
     def bound(self, address: Address) -> bytes:
@@ -135,19 +137,15 @@ class Opener:
 
     def open(self, bound: bytes, frame: bytes) -> tuple[int, int, bytes]:
         """Return number, stamp and content of a frame with this head; raise `BadSeal`."""
-        content = self.decrypt(frame, len(self.head), bound)
-        stamp, number = unpack_nonce(frame, len(self.head))
-        return number, stamp, content
-
-    def decrypt(self, frame: bytes, start: int, bound: bytes) -> bytes:
-        """Return the content of a frame whose nonce begins at `start`; raise `BadSeal`."""
+        start = len(self.head)
         end = start + NONCE
+        sealed = frame[end:] if len(frame) < LONG else memoryview(frame)[end:]
         try:
-            if len(frame) < _COPY:
-                return self._decrypt(frame[start:end], frame[end:], bound)
-            return self._decrypt(frame[start:end], memoryview(frame)[end:], bound)
+            content = self.decrypt(frame[start:end], sealed, bound)
         except (InvalidTag, ValueError):
             raise BadSeal("its seal does not fit") from None
+        stamp, number = _unpack_nonce(frame, start)
+        return number, stamp, content
 
 
 class Sealer:
@@ -165,6 +163,7 @@ class Sealer:
         self._head, self._encrypt = opener.head, opener.encrypt
         self._wall = wall
         self._bound: dict[Address, bytes] = {}
+        self._direct: dict[str, bytes] = {}
         self.draw = _counter()
         """Return a number that no frame has, and that no later frame has a smaller one than."""
         self.refresh()
@@ -179,16 +178,21 @@ class Sealer:
 
     def seal(self, address: Address, frame: bytes) -> bytes:
         """Return a frame sealed for an address."""
-        bound = self._bound.get(address)
+        # By name where that is enough: the hash of an address is worked out in Python each time.
+        bound = self._direct.get(address.name) if address.delivery is _DIRECT else self._bound.get(address)
         if bound is None:
             bound = self._bind(address)
         nonce = _pack_nonce(self._stamp, self.draw())
         return self._head + nonce + self._encrypt(nonce, frame, bound)
 
     def _bind(self, address: Address) -> bytes:
-        if len(self._bound) >= MOST_ADDRESSES:
-            self._bound = {}
-        bound = self._bound[address] = self.opener.bound(address)
+        if len(self._bound) + len(self._direct) >= MOST_ADDRESSES:
+            self._bound, self._direct = {}, {}
+        bound = self.opener.bound(address)
+        if address.delivery is _DIRECT:
+            self._direct[address.name] = bound
+        else:
+            self._bound[address] = bound
         return bound
 
 

@@ -20,7 +20,17 @@ from dse.core.effects import Send
 from dse.core.figures import Traffic
 from dse.core.gate import FORGET_AFTER, Gate
 from dse.core.keys import Key, new_key, parse_keys
-from dse.core.messages import CONTROL, Greet, Greeted, Leave, decode, encode, instance_address, table_address
+from dse.core.messages import (
+    CONTROL,
+    Greet,
+    Greeted,
+    Leave,
+    decode,
+    encode,
+    instance_address,
+    service_address,
+    table_address,
+)
 from dse.core.seal import KeyRing
 from dse.core.sender import Sender
 from dse.core.threads import SerialQueue, Timer, Timers
@@ -382,6 +392,15 @@ def test_a_flood_of_recordings_of_the_dead_leaves_nothing_behind(world: World) -
     world.wait(30)
     assert len(new.gate._peers) <= 3
     assert not new.gate._gone
+
+
+def test_what_goes_to_any_replica_proves_nothing_and_leaves_nothing_behind(world: World) -> None:
+    a, b = Peer(world, "a"), Peer(world, "b")
+    content = a.say(address=service_address("vault"))
+    world.nodes.remove(a)
+    world.settle()
+    assert b.heard(content) == 1  # the node asks for it to be sent directly
+    assert a.instance not in b.gate._instances
 
 
 class TestAnyHistory:
