@@ -18,7 +18,7 @@ from pathlib import Path
 
 from dse.core.calls import Call, PendingCalls
 from dse.core.membership import Membership, NodeState
-from dse.core.messages import Catalogue, CatchUp, Clash, Heartbeat, Leave, SnapshotBegin, SnapshotChunk, Tip
+from dse.core.messages import Catalogue, CatchUp, Clash, Heartbeat, Leave, NoTable, SnapshotBegin, SnapshotChunk, Tip
 from dse.core.replica import ReplicaMachine, ReplicaState
 from dse.core.rows import digest
 
@@ -170,8 +170,11 @@ def replica() -> Seen:
                 )
                 state = note("a gap, or a wrong digest", state)
             if rng.random() < 0.03:
-                machine.no_table(now, machine.request)
+                machine.no_table(now, NoTable(machine.request))
                 state = note("its publisher has no such table", state)
+            if rng.random() < 0.03 and machine.publisher is not None:
+                machine.no_table(now, NoTable(machine.request, "no"))
+                state = note("its publisher may not be followed", state)
     return seen
 
 

@@ -30,9 +30,12 @@ def wall_clocks(source: str) -> list[str]:
     return [name for name in called + imported if any(name.endswith(clock) for clock in WALL_CLOCKS)]
 
 
+EXCEPTIONS = {"seal.py": ["time.time"]}  # its stamps say who is looked at first, and prove nothing: its rule 3
+
+
 @pytest.mark.parametrize("path", PARTS, ids=lambda path: path.name)
 def test_no_part_of_the_bus_reads_a_wall_clock(path: Path) -> None:
-    assert not wall_clocks(path.read_text())
+    assert wall_clocks(path.read_text()) == EXCEPTIONS.get(path.name, [])
 
 
 def test_wall_clocks_are_found() -> None:
