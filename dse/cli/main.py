@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from dse import __version__
-from dse.cli import completion, observe
+from dse.cli import bridge, completion, observe
 from dse.cli.completion import complete
 from dse.cli.run.command import add_commands as add_run_commands
 from dse.cli.text import clean
@@ -84,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     add_run_commands(commands)
     _add_check(commands)
     observe.add_commands(commands)
+    bridge.add_command(commands)
     completion.add_command(commands)
     return parser
 

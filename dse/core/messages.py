@@ -131,7 +131,7 @@ class Request(Struct, array_like=True, tag=10, frozen=True):
     """Run a method. `id` 0 asks for no answer. `service` None means the node's own methods.
 
     `timeout` is the seconds the caller still waits; `anycast` asks for `Accepted` at once, for the caller does not know
-    who took the request.
+    who took the request. `relayed`: it came from another bus, and goes to no third one.
     """
 
     id: int
@@ -143,6 +143,7 @@ class Request(Struct, array_like=True, tag=10, frozen=True):
     timeout: float
     anycast: bool = False
     trace: dict[str, str] | None = None
+    relayed: bool = False
 
 
 class Reply(Struct, array_like=True, tag=11, frozen=True):

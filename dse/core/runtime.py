@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from dse.core.controlbus import ControlBus
 from dse.core.figures import FIGURES, MOST_TABLES
-from dse.core.info import DataServiceInfo
+from dse.core.info import STAND_IN, DataServiceInfo
 from dse.core.inline import InlineRuns
 from dse.core.listeners import Listeners
 from dse.core.membership import Membership, NodeState, PeerEvent
@@ -117,6 +117,8 @@ class Runtime:
             self._peers_changed,
             node.clashed,
             lambda: self.hub.renew(),
+            self._own_stand_ins,
+            node.natives_only,
         )
         largest = min(_LARGEST_CHANGE, self.transport.capabilities.max_frame - _OVERHEAD)
         sizes = Sizes(largest)
@@ -134,9 +136,10 @@ class Runtime:
             self.control,
             self.pool,
             inline,
-            self._hosts.__contains__,
+            self._has_local,
             self.reports_undeliverable,
             engine.random.randrange(1 << 16),
+            node.natives_only,
         )
         self.server = RpcServer(
             node.node_id, self.wire, self.workers, self.loop, inline, node.max_pending, self._find, self.timers.now
@@ -240,8 +243,11 @@ class Runtime:
     def check_table(self, service_id: str, table: str) -> None:
         """Raise `NoSuchTable` when every known replica of the service is without the table."""
         offers = [info for info in self._own_infos() if info.service_id == service_id]
-        offers += [member.services[service_id] for member in self.control_bus.replicas.get(service_id, ())]
-        if offers and not any(table in info.published_tables for info in offers):
+        others = self.control_bus.replicas.get(service_id, ())
+        offers += [member.services[service_id] for member in others]
+        # A stand-in has only those tables whose publisher it hears: more may come.
+        hearsay = service_id in self._own_stand_ins() or any(service_id in member.stand_ins for member in others)
+        if offers and not hearsay and not any(table in info.published_tables for info in offers):
             known = sorted({name for info in offers for name in info.published_tables})
             raise NoSuchTable(
                 f"the service {service_id!r} publishes no table {table!r}; it publishes: {', '.join(known) or 'none'}"
@@ -290,7 +296,20 @@ class Runtime:
     def _catalogue(self) -> tuple[list[dict[str, Any]], list[str]]:
         if self.retired:
             return [], []
-        return [info.to_dict() for info in self._own_infos()], sorted(self.node.endpoints)
+        stand_ins = self._own_stand_ins()
+        offers = [info.to_dict() for info in self._own_infos()]
+        for offer in offers:
+            if (origin := stand_ins.get(offer["service_id"])) is not None:
+                offer[STAND_IN] = origin
+        return offers, sorted(self.node.endpoints)
+
+    def _own_stand_ins(self) -> dict[str, str]:
+        services = [host.service for host in list(self._hosts.values())]
+        return {service.service_id: service._stands_in_for for service in services if service._stands_in_for}
+
+    def _has_local(self, service_id: str) -> bool:
+        host = self._hosts.get(service_id)
+        return host is not None and not (self.node.natives_only and host.service._stands_in_for)
 
     def _find(self, service_id: str | None) -> tuple[str, Mapping[str, Method]] | None:
         if service_id is None:
@@ -301,6 +320,8 @@ class Runtime:
     def _publishers_of(self, service_id: str, table: str) -> list[str]:
         host = self.node.hosts.get(service_id)
         own = [self.instance] if host is not None and table in host.service.published_tables else []
+        if not self._has_local(service_id):
+            own = []
         return own + [
             member.instance
             for member in self.control_bus.replicas.get(service_id, ())
@@ -328,6 +349,7 @@ class Runtime:
             self.publisher.nodes_heard(now[NodeState.JOINED])
             self.client.nodes_came()
         self.hub.published()
+        self.node.peers_changed()
 
     # What the transport tells (`dse.core.transport.TransportEvents`)
 
@@ -340,7 +362,8 @@ class Runtime:
             return
         kind = type(message)
         if kind is Request:
-            self.server.requested(message, inline=self._inline and not leads())  # type: ignore[arg-type]
+            fanout = address.delivery is Delivery.FANOUT
+            self.server.requested(message, inline=self._inline and not leads(), fanout=fanout)  # type: ignore[arg-type]
         elif kind is Reply:
             self.client.replied(message)  # type: ignore[arg-type]
         else:
@@ -382,7 +405,7 @@ class Runtime:
         bus, client, server = self.control_bus, self.client, self.server
         publisher, hub = self.publisher, self.hub
         handlers: dict[type, Callable[[Address, Any], None]] = {
-            Request: lambda _, m: server.requested(m),
+            Request: lambda a, m: server.requested(m, fanout=a.delivery is Delivery.FANOUT),
             Reply: lambda _, m: client.replied(m),
             Failure: lambda _, m: client.failed(m),
             Accepted: lambda _, m: client.accepted(m),
