@@ -9,8 +9,10 @@ import signal
 import sys
 import threading
 from types import FrameType
+from typing import Self
 
-from dse.errors import ConfigError, DseError, InvalidUrl, NodeIdClash
+from dse.cli.run.mailbox import Mailbox
+from dse.errors import ConfigError, InvalidUrl, NodeIdClash
 
 __all__ = ["add_command"]
 
@@ -21,9 +23,9 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "bridge",
         help="joins two buses: services and tables of each appear on the other",
         description=(
-            "Join two buses until SIGTERM or Ctrl-C. A service that one of them has and the other has not appears there "
-            "under its own name, with its tables and methods. So a site moves from one broker to another without "
-            "stopping: see docs/bridge.md."
+            "Join two buses until SIGTERM or Ctrl-C. A service that one of them has and the other has not appears "
+            "there under its own name, with its tables and methods. So a site moves from one broker to another "
+            "without stopping: see docs/bridge.md."
         ),
         epilog=(
             "A PATTERN is SERVICE or SERVICE:TABLE, where * stands for any letters and ? for one; --only and --except "
@@ -77,39 +79,60 @@ def _run(options: argparse.Namespace) -> int:
         one_way=options.one_way,
     )
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
-    told = threading.Event()
-    with _Stopping(told):
+    with _Told() as told:
         try:
             bridge.start()
         except NodeIdClash as error:
             raise ConfigError(f"{error}; give each bridge a --name of its own") from None
+        ended = threading.Thread(
+            target=lambda: told.end() if bridge.wait() else None, name="dse-bridge-end", daemon=True
+        )
+        ended.start()
         try:
-            while not told.is_set() and not bridge.wait(0.5):
-                pass
+            told.wait()
         finally:
             bridge.stop()
-    if isinstance(bridge.failed, DseError) and not told.is_set():
-        return FAILED
-    return 0
+            ended.join()
+    return FAILED if bridge.failed is not None else 0
 
 
-class _Stopping:
-    """Lets SIGTERM, SIGHUP and Ctrl-C set an event; the second Ctrl-C ends the process at once."""
+class _Told:
+    """Where the main thread waits until SIGTERM, SIGHUP, Ctrl-C or the bridge itself says that it is over.
 
-    def __init__(self, told: threading.Event) -> None:
-        self._told = told
+    The second Ctrl-C ends the process at once.
+    """
+
+    def __init__(self) -> None:
+        self._mailbox: Mailbox[bool] = Mailbox()
         self._before: dict[signal.Signals, object] = {}
+        self._woken_before = -1
+        self._interrupted = False
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
+            self._woken_before = self._mailbox.wake_for_signals()
             for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
                 self._before[number] = signal.signal(number, self._heard)
+        return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
+        if self._before:
+            signal.set_wakeup_fd(self._woken_before)
+        self._mailbox.close()
+
+    def end(self) -> None:
+        """It is over; from any thread."""
+        self._mailbox.put(True)
+
+    def wait(self) -> None:
+        """Wait until it is."""
+        while self._mailbox.get() is None:
+            pass
 
     def _heard(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self._told.is_set():
+        if number == signal.SIGINT and self._interrupted:
             os._exit(128 + number)
-        self._told.set()
+        self._interrupted = self._interrupted or number == signal.SIGINT
+        self.end()
