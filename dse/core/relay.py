@@ -144,6 +144,13 @@ class RelayNode(Node):
         except DseError as error:
             _log.warning("dropped a broadcast of %s.%s to %s: %s", service_id, request.method, self.where, error)
 
+    def retire(self) -> None:
+        """Offer nothing any more; calls under way go on."""
+        runtime = self.runtime
+        runtime.server.stop()
+        runtime.retired = True
+        runtime.announce()
+
     def drain(self, deadline: float) -> None:
         """Wait until no relayed call is under way, or the time of the monotonic clock has come."""
         with self._idle:

@@ -131,16 +131,23 @@ class Bridge:
         self._ended.set()
         if self._teller is not None and self._teller is not threading.current_thread():
             self._teller.join()
-        # Both at once: each takes away what it carries before either node goes, for their calls need both.
-        stops = [threading.Thread(target=direction.stop, daemon=True) for direction in self._directions]
-        for stop in stops:
-            stop.start()
-        for stop in stops:
-            stop.join()
+        for direction in self._directions:
+            direction.stop()
+        nodes = self.one.node, self.other.node
         deadline = time.monotonic() + PATIENCE
-        self.one.node.drain(deadline)
-        self.other.node.drain(deadline)
+        try:
+            # Both offer nothing any more before either goes: calls under way need both.
+            for node in nodes:
+                node.retire()
+            for node in nodes:
+                node.drain(deadline)
+            for direction in self._directions:
+                direction.release()
+        except DseError as error:  # one of them had to stop before
+            _log.debug("%s", error)
         self._stop_nodes()
+        for direction in self._directions:
+            direction.close()
         _log.info("the bridge %r has ended", self.name)
 
     def _stop_nodes(self) -> None:

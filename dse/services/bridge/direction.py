@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from dataclasses import dataclass
 
 from dse.core.relay import Native
@@ -27,7 +26,7 @@ _log = logging.getLogger("dse.bridge")
 LOOK = 1.0
 """Seconds between two looks at what there is, besides those when something has changed."""
 
-_JOIN = 20.0
+_JOIN = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +65,25 @@ class Direction:
         self._thread.start()
 
     def stop(self) -> None:
-        """Carry nothing any more: take the stand-ins away. Calls under way go on."""
+        """Begin to carry nothing more. A thread that waits for a broker ends with the nodes; `close` is for then."""
         self._stopping.set()
         self._woken.set()
         if self._thread.ident is not None:
             self._thread.join(_JOIN)
+
+    def release(self) -> None:
+        """Follow no table any more."""
+        with self._lock:
+            carried = list(self._carried.values())
+        for stand_in in carried:
+            stand_in.close()
+
+    def close(self) -> None:
+        """The nodes have stopped: so does the thread."""
+        if self._thread.ident is not None:
+            self._thread.join(_JOIN)
+        with self._lock:
+            self._carried.clear()
 
     def look(self) -> None:
         """Something may have changed; from any thread, does not block."""
@@ -102,8 +115,6 @@ class Direction:
             except Exception:
                 _log.exception("%s to %s failed; it is tried again", self._source.where, self._target.where)
             self._woken.wait(LOOK)
-        for service_id in list(self._carried):
-            self._withdraw(service_id, "the bridge ends")
 
     def _carry(self) -> None:
         """Make the stand-ins those that there should be."""
@@ -141,21 +152,21 @@ class Direction:
     def _offer(self, service_id: str, native: Native) -> None:
         source, target = self._source, self._target
         stand_in = CarriedService(service_id, source.node, native, source.service, self._filters)
-        began = time.monotonic()
         try:
             target.node.register(stand_in)
         except Exception as error:
             stand_in.close()
             with self._lock:
                 self._others[service_id] = Row(service_id, "failed", f"{type(error).__name__}: {error}")
-            _log.warning("%s is not carried to %s: %s: %s", service_id, target.where, type(error).__name__, error)
+            if not self._stopping.is_set():
+                what = type(error).__name__
+                _log.warning("%s is not carried to %s: %s: %s", service_id, target.where, what, error)
             return
         with self._lock:
             self._carried[service_id] = stand_in
-        took = time.monotonic() - began
-        _log.info("%s of %s (node %s) is carried to %s: %d tables, %d methods (%.0f ms)", service_id, source.where,
-                  ", ".join(native.nodes[:5]), target.where, len(stand_in.lanes), len(native.methods),
-                  took * 1000)  # fmt: skip
+        _log.info(
+            "%s of %s, on %s, is carried to %s", service_id, source.where, ", ".join(native.nodes[:5]), target.where
+        )
 
     def _withdraw(self, service_id: str, reason: str) -> None:
         with self._lock:
