@@ -7,12 +7,13 @@ BIN    := $(VENV)/bin
 ARGS   ?=
 PROCESSES ?=
 RUNS   ?= 500
+MOVES  ?= 3
 # Four workers, also on two cores: much of a test of outages is waiting. The tests of one file that use a broker share a
 # worker, which has the broker to itself.
 PYTEST  = $(BIN)/python -m pytest -n 4 --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fake scenarios soak faults simulate scale large bench lint types format brokers clean
+.PHONY: help demo test test-fake scenarios soak faults move simulate scale large bench lint types format brokers clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +49,11 @@ faults: $(VENV)/.dev brokers ## faults on real brokers at full length, some 7 mi
 	@mkdir -p build && rm -f build/faults.jsonl
 	DSE_FAULTS=build/faults.jsonl $(PYTEST) tests/system/test_faults.py $(ARGS)
 	$(BIN)/python tests/system/faults/report.py build/faults.jsonl docs/faults.md
+
+move: $(VENV)/.dev brokers ## a running site moves from RabbitMQ to Redis through a bridge, MOVES=3 times, with and without a kill
+	@mkdir -p build && rm -f build/move.jsonl
+	DSE_MOVE=build/move.jsonl DSE_MOVE_RUNS=$(MOVES) $(BIN)/python -m pytest tests/system/test_move.py $(ARGS)
+	$(BIN)/python tests/system/move/report.py build/move.jsonl docs/bridge.md
 
 scenarios: $(VENV)/.dev brokers ## calls and broadcasts right after nodes start: 500 runs of each on each driver (RUNS=500)
 	DSE_SCENARIO_RUNS=$(RUNS) $(PYTEST) tests/system/test_scenarios.py $(ARGS)
