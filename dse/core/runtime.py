@@ -136,7 +136,7 @@ class Runtime:
             self.control,
             self.pool,
             inline,
-            self._has_local,
+            self._has_local if node.natives_only else self._hosts.__contains__,
             self.reports_undeliverable,
             engine.random.randrange(1 << 16),
             node.natives_only,

@@ -35,9 +35,11 @@ from dse import (
     register_error,
     rpc,
 )
+from dse.core.messages import CatchUp, ChangeMessage, SnapshotBegin, broadcast_address, decode
+from dse.core.methods import encode_args
 from dse.services.bridge import Bridge
 from dse.testing.contract.recorder import eventually
-from dse.testing.faults import FakeServer
+from dse.testing.faults import FakeServer, InFlight
 
 PATIENCE = 15.0
 BEAT = 0.1
@@ -607,9 +609,6 @@ class TestSeveralBridges:
         site.node(0, printer)
         bridge = site.bridge()
         there = reach(site.node(1))
-        from dse.core.messages import broadcast_address
-        from dse.core.methods import encode_args
-
         client = there.runtime.client
         args = encode_args("x", {"title": "x"})
         error = client.relay("printer", "print", args, 5.0).exception(PATIENCE)
@@ -738,6 +737,40 @@ class TestFaults:
             assert not [each for each in threading.enumerate() if each not in before and "short" in each.name]
             assert "printer" not in there.control_bus.replicas
             desk.unsubscribe(replica)
+
+    def test_it_can_be_started_again(self, site: Site) -> None:
+        site.node(0, Printer())
+        there = site.node(1)
+        bridge = Bridge(site.url(0), site.url(1), heartbeat_interval=BEAT, settle=0.1)
+        for title in ("a", "b"):
+            with bridge:
+                assert reach(there).call("printer", "print", {"title": title}) == f"{title} x1"
+            wait_withdrawn(there)
+
+    def test_a_copy_that_stays_incomplete_is_stale_for_its_followers(
+        self, site: Site, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A change was lost on the way to the bridge, and so is every answer to its question."""
+        monkeypatch.setattr("dse.services.bridge.lane.PATIENCE", 0.2)
+        printer, desk = Printer(), Desk()
+        site.node(0, printer)
+        bridge = site.bridge()
+        there = reach(site.node(1, desk))
+        replica = desk.follow()
+        replica.wait(LIVE, PATIENCE)
+        lost = ChangeMessage, CatchUp, SnapshotBegin
+
+        def to_bridge(sent: InFlight) -> bool:
+            return sent.receiver is bridge.one.node.runtime.transport and isinstance(decode(sent.frame), lost)
+
+        faults = site.servers[0].faults
+        faults.drop(1.0, to_bridge)
+        printer.jobs.insert([(1, "one")])
+        replica.wait(STALE, PATIENCE)
+        faults.clear()
+        replica.wait(lambda replica: set(replica.rows) == {(1, "one")}, PATIENCE)
+        replica.wait(LIVE, PATIENCE)
+        assert there.call("printer", "print", {"title": "x"}) == "x x1"
 
     def test_it_ends_soon_with_a_broker_that_is_down(self, site: Site) -> None:
         site.node(0, Printer())

@@ -83,7 +83,9 @@ class Direction:
         if self._thread.ident is not None:
             self._thread.join(_JOIN)
         with self._lock:
-            self._carried.clear()
+            carried, self._carried = self._carried, {}
+        for service_id in carried:
+            self._target.node.unregister(service_id)
 
     def look(self) -> None:
         """Something may have changed; from any thread, does not block."""
@@ -144,8 +146,10 @@ class Direction:
         for service_id, native in wanted.items():
             if self._stopping.is_set():
                 return
-            if service_id in self._carried:
-                self._carried[service_id].update(native)
+            if (stand_in := self._carried.get(service_id)) is not None:
+                stand_in.update(native)
+                for lane in stand_in.lanes:
+                    lane.look()
             else:
                 self._offer(service_id, native)
 

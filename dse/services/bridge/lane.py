@@ -6,7 +6,8 @@ Rules:
 2. What the stand-in publishes is, change by change and in order, what the copy of the publisher's table went through.
    Until that copy is complete for the first time the table is pending: who follows it keeps the rows that it had.
 3. While the copy is STALE (its publisher, or the way to it, is gone) the stand-in does not publish the table, so that
-   its followers are STALE, too. It is published again, with the rows as they are then, when the copy is LIVE.
+   its followers are STALE, too. It is published again, with the rows as they are then, when the copy is LIVE. A copy
+   that does not become complete again within `PATIENCE` seconds counts as STALE.
 4. Each spell of following has a table and a copy of its own (a `_Spell`): what comes late from an earlier one goes
    nowhere.
 """
@@ -14,7 +15,9 @@ Rules:
 from __future__ import annotations
 
 import logging
+import math
 import threading
+import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -26,6 +29,9 @@ from dse.errors import ConfigError, TableError
 __all__ = ["Follower", "Lane"]
 
 _log = logging.getLogger("dse.bridge")
+
+PATIENCE = 5.0
+"""Seconds that a copy may take to be complete again, until its followers are told that it is not."""
 
 
 class Follower(Protocol):
@@ -54,6 +60,7 @@ class _Spell:
         self.over = False
         self.replica: Replica | None = None
         self.state = ReplicaState.SYNCING
+        self.late_at = math.inf  # when a copy that was complete is to be so again
         self.rows: set[Row] = set()  # of the copy until it is complete
         self.complete = False
 
@@ -143,6 +150,14 @@ class Lane:
         if columns != spell.table.columns:
             self._renew(spell, columns)
 
+    def look(self) -> None:
+        """Do what is due by now."""
+        with self._lock:
+            if time.monotonic() < self._spell.late_at:
+                return
+            self._wanted = None
+        self._settle()
+
     def close(self) -> None:
         """Follow the table no more."""
         with self._lock:
@@ -180,6 +195,10 @@ class Lane:
         with self._lock:
             if spell.over:
                 return
+            if state is ReplicaState.SYNCING and spell.state is ReplicaState.LIVE:
+                spell.late_at = time.monotonic() + PATIENCE
+            elif state is not ReplicaState.SYNCING:
+                spell.late_at = math.inf
             spell.state = state
             shown = self._wanted is not None
             if state is ReplicaState.STALE:
