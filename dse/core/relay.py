@@ -8,7 +8,8 @@ Rules:
 3. A request that was relayed says so; a stand-in that gets one (its caller knew an older catalogue) does not run it.
 4. A call is relayed once. What is known not to have run is answered with `NoSuchService`, so that the caller tries
    another replica; where it may have run, with `NodeLost` or `CallTimeout`. What the callee says is passed on as it is.
-5. Of several stand-ins for one service of one other bus, a broadcast is relayed by the one whose instance sorts first.
+5. A bridge has one name on both of its buses. So its like between the same two are known: of those that stand in for
+   a service, the one whose instance sorts first relays a broadcast, as long as it is not known to be gone.
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ import msgspec
 
 from dse.core.info import DataServiceInfo, MethodInfo
 from dse.core.inline import Briefness
-from dse.core.membership import NodeState
 from dse.core.messages import Failure, Request, broadcast_address, instance_address
 from dse.core.methods import Method, current_request
 from dse.core.node import CAST_TTL, Node
@@ -293,12 +293,10 @@ class StandIn(DataService):
     def _is_first(self, own: str) -> bool:
         if self.service_id in self.node.control_bus.replicas:
             return False  # this bus has it, too, now
-        members = self.node.control_bus.members.values()
+        beyond = {member.node_id for member in self.source.control_bus.members.values()}
         return not any(
-            member.instance < own
-            and member.state is NodeState.JOINED
-            and member.stand_ins.get(self.service_id) == self._stands_in_for
-            for member in members
+            member.instance < own and self.service_id in member.stand_ins and member.node_id in beyond
+            for member in self.node.control_bus.members.values()
         )
 
     def _count(self, *, failed: bool = False) -> None:
