@@ -216,10 +216,13 @@ class TestCalls:
         assert "it has: burn, caller" in str(error)
         assert not printer.ran
 
-    def test_a_timeout_says_how_far_the_call_got(self, far: Node, printer: Printer) -> None:
-        began = time.monotonic()
-        error = error_of(lambda: far.call("printer", "hold", {"title": "x"}, timeout=1.5))
-        assert time.monotonic() - began < 3.0
+    def test_a_timeout_says_how_far_the_call_got(
+        self, far: Node, printer: Printer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The bridge's time is over before its caller's; here by far, on whatever machine."""
+        monkeypatch.setattr("dse.core.relay._EARLIER", 9.0)
+        monkeypatch.setattr("dse.core.relay._SHARE", 0.9)
+        error = error_of(lambda: far.call("printer", "hold", {"title": "x"}, timeout=10.0))
         assert isinstance(error, CallTimeout)
         assert "beyond the bridge 'bridge', on bus 'dse' at fake://" in str(error)
         assert "'cellar'" in str(error)
@@ -317,7 +320,7 @@ class TestTables:
         assert printer.subscribers == []
         replica = desk.follow()
         replica.wait(LIVE, PATIENCE)
-        assert printer.subscribers == ["+jobs"]
+        eventually(lambda: printer.subscribers == ["+jobs"], "its publisher knows", PATIENCE)
         eventually(
             lambda: any(("printer", "jobs") in info.subscribed_tables
                         for info in printer.node.status().peers["bridge"].services),

@@ -28,7 +28,8 @@ class Verdict:
     changes: published. seen: rows that came, over all subscribers and their lives; merged: callbacks that told of more
     than one change. failed: calls by error; not_run: of these, those that are known not to have run; unknown: those of
     which it is not known, and unknown_ran: how many of these did. slowest: call that succeeded. down: how long each
-    process was, from being told to stop until the next one had started. broken: the promises that were.
+    process was, from being told to stop until the next one had started. said: how often whom a call of which service
+    failed with which message. broken: the promises that were.
     """
 
     seconds: float
@@ -46,6 +47,7 @@ class Verdict:
     slowest: float
     down: dict[str, float]
     bridge_down: list[float]
+    said: dict[str, int]
     broken: list[str] = field(default_factory=list)
 
 
@@ -92,8 +94,13 @@ def judge(mover: Mover, held: Mapping[str, Mapping[str, Any]]) -> Verdict:
         slowest=round(max((call["seconds"] for call in good), default=0.0), 2),
         down={name: round(until - since, 2) for name, since, until in mover.notes.down},
         bridge_down=[round(until - since, 2) for since, until in mover.notes.bridge_down],
+        said=dict(Counter(_said(call) for call in calls if call["error"])),
         broken=broken,
     )
+
+
+def _said(call: dict[str, Any]) -> str:
+    return f"{call['life']}, {call['service']}: {call['error']}: {call['message'].partition('; known')[0]}"
 
 
 def _judge_changes(mover: Mover, latest: Mapping[str, int], broken: list[str]) -> tuple[int, int, int]:
