@@ -741,6 +741,26 @@ class TestFaults:
             assert "printer" not in there.control_bus.replicas
             desk.unsubscribe(replica)
 
+    def test_what_cannot_be_carried_keeps_nothing_else_from_it(
+        self, site: Site, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A node whose catalogue is not what it should be."""
+        liar = site.node(0, Printer("aaa"))
+        offer = liar.runtime._catalogue()[0][0]
+        liar.runtime.control_bus._machine.catalogue = lambda: ([offer | {"service_id": "no name"}], [])
+        liar.runtime.announce()
+        bridge = site.bridge()
+        site.node(0, Printer("zzz"))
+        there = reach(site.node(1), "zzz")
+        assert there.call("zzz", "print", {"title": "x"}) == "x x1"
+        eventually(
+            lambda: [row[3] for row in bridge.carried() if row[0] == "no name"] == ["failed"], "it says", PATIENCE
+        )
+        bridge._look()
+        bridge._look()
+        reach(site.node(1), "zzz")
+        assert len([each for each in caplog.messages if "'no name'" in each and "is not carried" in each]) == 1
+
     def test_it_can_be_started_again(self, site: Site) -> None:
         site.node(0, Printer())
         there = site.node(1)

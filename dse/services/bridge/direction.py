@@ -56,6 +56,7 @@ class Direction:
         self._lock = threading.Lock()
         self._carried: dict[str, CarriedService] = {}
         self._others: dict[str, Row] = {}  # what is not carried
+        self._failures: dict[str, str] = {}  # the thread's own: what was logged of services that cannot be carried
         self._woken = threading.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"dse-{target.node.node_id}-carries", daemon=True)
@@ -155,22 +156,29 @@ class Direction:
 
     def _offer(self, service_id: str, native: Native) -> None:
         source, target = self._source, self._target
-        stand_in = CarriedService(service_id, source.node, native, source.service, self._filters)
+        stand_in: CarriedService | None = None
         try:
+            stand_in = CarriedService(service_id, source.node, native, source.service, self._filters)
             target.node.register(stand_in)
-        except Exception as error:
-            stand_in.close()
-            with self._lock:
-                self._others[service_id] = Row(service_id, "failed", f"{type(error).__name__}: {error}")
-            if not self._stopping.is_set():
-                what = type(error).__name__
-                _log.warning("%s is not carried to %s: %s: %s", service_id, target.where, what, error)
+        except Exception as error:  # also a catalogue in which nothing is what it should be
+            if stand_in is not None:
+                stand_in.close()
+            self._not_offered(service_id, f"{type(error).__name__}: {error}")
             return
+        self._failures.pop(service_id, None)
         with self._lock:
             self._carried[service_id] = stand_in
         _log.info(
             "%s of %s, on %s, is carried to %s", service_id, source.where, ", ".join(native.nodes[:5]), target.where
         )
+
+    def _not_offered(self, service_id: str, reason: str) -> None:
+        with self._lock:
+            self._others[service_id] = Row(service_id, "failed", reason)
+        if self._failures.get(service_id) != reason and not self._stopping.is_set():
+            self._failures[service_id] = reason
+            what = ascii(service_id)[:60]
+            _log.warning("%s of %s is not carried to %s: %s", what, self._source.where, self._target.where, reason)
 
     def _withdraw(self, service_id: str, reason: str) -> None:
         with self._lock:
