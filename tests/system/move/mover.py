@@ -159,6 +159,7 @@ class Mover:
         """End the load; return what each watcher holds once it has everything."""
         for life in self.lives.values():
             life.tell("halt_changes")
+            self.notes.hanging += life.tell("halt_calls")
         self.wait_whole()
         self.notes.ended = time.monotonic()
         held = {life.name: life.tell("contents") for life in self.lives.values() if life.role.watches}

@@ -213,10 +213,14 @@ class Site:
         for feed in self.feeds:
             feed.halt()
 
+    def halt_calls(self) -> int:
+        """Make no more calls, and return how many hang."""
+        return sum(watch.halt() for watch in self.watches)
+
     def stop(self) -> int:
         """End the load, then the node; return how many calls hang."""
         self.halt_changes()
-        hanging = sum(watch.halt() for watch in self.watches)
+        hanging = self.halt_calls()
         self._node.stop()
         return hanging
 
