@@ -576,6 +576,34 @@ class TestSeveralBridges:
         assert set(printer.ran.values()) == {1}
         assert desk.sum == {(1, "one"): 1}
 
+    def test_when_one_of_two_bridges_dies_the_other_is_used(self, site: Site) -> None:
+        printer, desk = Printer(), Desk()
+        site.node(0, printer)
+        there = site.node(1, desk)
+        printer.jobs.insert([(1, "one"), (2, "two")])
+        bridges = {name: site.bridge(name=name) for name in ("east", "west")}
+        eventually(lambda: len(there.control_bus.replicas.get("printer", ())) == 2, "both offer it", PATIENCE)
+        replica = desk.follow()
+        replica.wait(LIVE, PATIENCE)
+        (followed,) = [bridge for bridge in bridges.values() if any(lane[7] for lane in bridge.carried())]
+        for place, side in ((0, followed.one), (1, followed.other)):
+            site.servers[place].faults.cut(side.node.runtime)
+        printer.jobs.apply([(3, "three")], [(1, "one")])
+        replica.wait(lambda replica: set(replica.rows) == {(2, "two"), (3, "three")}, PATIENCE)
+        replica.wait(LIVE, PATIENCE)
+        eventually(lambda: len(desk.changes) == 2, "only the difference", PATIENCE)
+        there.broadcast("printer", "print", {"title": "everybody"})
+        for number in range(4):
+            there.call("printer", "print", {"title": f"t{number}"})
+        eventually(lambda: printer.ran["everybody"] == 1, "the broadcast arrives", PATIENCE)
+        for server in site.servers[:2]:
+            server.mend()
+        eventually(lambda: len(there.control_bus.replicas["printer"]) == 2, "both offer it again", PATIENCE)
+        printer.jobs.insert([(4, "four")])
+        replica.wait(lambda replica: len(replica) == 3, PATIENCE)
+        there.call("printer", "print", {"title": "last"})
+        assert set(printer.ran.values()) == {1}
+
     def test_a_ring_of_three_multiplies_nothing(self, site: Site) -> None:
         printer, desks = Printer(), [Desk(f"desk{place}") for place in range(3)]
         host = site.node(0, printer)
