@@ -10,12 +10,13 @@ RUNS   ?= 500
 # The exact versions that the development environment gets; `make … PINS=` takes the newest that fit instead.
 PINS   ?= constraints.txt
 SECONDS ?= 60
+MOVES  ?= 3
 # Four workers, also on two cores: much of a test of outages is waiting. The tests of one file that use a broker share a
 # worker, which has the broker to itself.
 PYTEST  = $(BIN)/python -m pytest -n 4 --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help docs demo test test-fake scenarios soak faults simulate scale large bench lint types format brokers guarantees pins audit fuzz fuzz-frames clean
+.PHONY: help docs demo test test-fake scenarios soak faults simulate scale large bench lint types format brokers guarantees pins audit fuzz fuzz-frames move clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -68,6 +69,11 @@ faults: $(VENV)/.dev brokers ## faults on real brokers at full length, some 7 mi
 guarantees: $(VENV)/.dev brokers ## the contract on every driver, some minutes; the table goes into docs/guarantees.md
 	@mkdir -p build
 	$(PYTEST) $(CONTRACTS) --dse-report docs/guarantees.md --dse-report build/guarantees.json $(ARGS)
+
+move: $(VENV)/.dev brokers ## a running site moves from RabbitMQ to Redis through a bridge, MOVES=3 times, with and without a kill
+	@mkdir -p build && rm -f build/move.jsonl
+	DSE_MOVE=build/move.jsonl DSE_MOVE_RUNS=$(MOVES) $(BIN)/python -m pytest tests/system/test_move.py $(ARGS)
+	$(BIN)/python tests/system/move/report.py build/move.jsonl docs/bridge.md
 
 scenarios: $(VENV)/.dev brokers ## calls and broadcasts right after nodes start: 500 runs of each on each driver (RUNS=500)
 	DSE_SCENARIO_RUNS=$(RUNS) $(PYTEST) tests/system/test_scenarios.py $(ARGS)

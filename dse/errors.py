@@ -170,7 +170,14 @@ class ServiceExists(DseError):
 
 
 class NodeIdClash(DseError):
-    """An older live node on the bus has this node's id; this node has stopped."""
+    """An older live node on the bus has this node's id; this node has stopped.
+
+    `instance` is the other node's.
+    """
+
+    def __init__(self, message: str, *, instance: str = "") -> None:
+        super().__init__(message)
+        self.instance = instance
 
 
 class ConfigError(DseError, ValueError):

@@ -138,6 +138,13 @@ def _nodes(parsed_args: argparse.Namespace, **_: object) -> Iterable[str]:
     return _on_the_bus(parsed_args)[1]
 
 
+def _carried(parsed_args: argparse.Namespace, **_: object) -> Iterable[str]:
+    """Return what the first of the buses that a bridge joins has: services, and their tables."""
+    infos = _on_the_bus(argparse.Namespace(transport=parsed_args.url, bus=parsed_args.bus))[0]
+    services = {info.service_id for info in infos}
+    return services | {f"{info.service_id}:{table}" for info in infos for table in info.published_tables}
+
+
 def _urls(**_: object) -> Iterable[str]:
     from dse.core.plugins import installed_transports
 
@@ -163,6 +170,9 @@ _COMPLETERS: dict[tuple[str, str], Completer] = {
     ("call", "node"): _nodes,
     ("new-transport", "name"): _nothing,
     ("new-transport", "into"): _folders,
+    ("bridge", "to"): _urls,
+    ("bridge", "only"): _carried,
+    ("bridge", "leave_out"): _carried,
     ("", "transport"): _urls,
     ("", "url"): _urls,
 }

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from dse import __version__
-from dse.cli import completion, keys, new_transport, observe
+from dse.cli import bridge, completion, keys, new_transport, observe
 from dse.cli import describe as describing
 from dse.cli.completion import complete
 from dse.cli.run.command import add_commands as add_run_commands
@@ -90,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     describing.add_command(commands)
     add_web_command(commands)
     new_transport.add_command(commands)
+    bridge.add_command(commands)
     completion.add_command(commands)
     return parser
 

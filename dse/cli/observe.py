@@ -149,6 +149,7 @@ def _status(options: argparse.Namespace) -> int:
                         "state": node.state.value,
                         "last_heard": round(node.last_heard, 3),
                         "services": [info.service_id for info in node.services],
+                        "stand_ins": sorted(node.stand_ins),
                     }
                     for node in nodes
                 ],
@@ -173,19 +174,23 @@ def _status(options: argparse.Namespace) -> int:
     return 0
 
 
-def _infos(options: argparse.Namespace) -> list[DataServiceInfo]:
+def _infos(options: argparse.Namespace) -> tuple[list[DataServiceInfo], set[tuple[str, str]]]:
+    """Return what is offered, and which (service_id, node_id) of it are stand-ins."""
     with observing(options) as observer:
-        infos = [info for node in observer.status().peers.values() for info in node.services]
-    return sorted(infos, key=lambda info: (info.service_id, info.node_id))
+        peers = observer.status().peers.values()
+    infos = [info for node in peers for info in node.services]
+    stand_ins = {(service_id, node.node_id) for node in peers for service_id in node.stand_ins}
+    return sorted(infos, key=lambda info: (info.service_id, info.node_id)), stand_ins
 
 
 def _services(options: argparse.Namespace) -> int:
-    infos = _infos(options)
+    infos, stand_ins = _infos(options)
     if options.json:
         print_json([info.to_dict() for info in infos])
         return 0
     for info in infos:
-        print(clean(f"{info.service_id} on {info.node_id}"))
+        carried = (info.service_id, info.node_id) in stand_ins
+        print(clean(f"{info.service_id} on {info.node_id}{', which carries it from another bus' if carried else ''}"))
         for name, columns in sorted(info.published_tables.items()):
             print(clean(f"  table  {name}({', '.join(columns)})"))
         for name, method in sorted(info.rpc_methods.items()):
@@ -199,7 +204,7 @@ def _services(options: argparse.Namespace) -> int:
 
 
 def _tables(options: argparse.Namespace) -> int:
-    infos = _infos(options)
+    infos, _ = _infos(options)
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for info in infos:
         for name, columns in info.published_tables.items():

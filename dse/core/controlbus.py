@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from dse.core import limits
 from dse.core.effects import Effect, Send
 from dse.core.guard import Guard
-from dse.core.info import DataServiceInfo, NodeStatus
+from dse.core.info import STAND_IN, DataServiceInfo, NodeStatus
 from dse.core.membership import Membership, NodeState, Peer, PeerEvent
 from dse.core.messages import Catalogue, CatalogueRequest, Clash, Heartbeat, Leave
 from dse.core.sender import Sender
@@ -32,14 +32,17 @@ _ANNOUNCE_EVERY = 0.02  # seconds, at least, between two announcements of one's 
 class Member:
     """A live peer as the rest of the node needs it: immutable, made anew when the peer's catalogue or state changes."""
 
-    __slots__ = ("instance", "node_id", "node_methods", "sender", "services", "state")
+    __slots__ = ("instance", "node_id", "node_methods", "sender", "services", "stand_ins", "state")
 
-    def __init__(self, peer: Peer, services: dict[str, DataServiceInfo], key_id: str = "") -> None:
+    def __init__(
+        self, peer: Peer, services: dict[str, DataServiceInfo], stand_ins: Mapping[str, str], key_id: str = ""
+    ) -> None:
         self.sender = Sender(key_id, peer.node_id, peer.instance)
         self.node_id = peer.node_id
         self.instance = peer.instance
         self.state = peer.state
         self.services = services
+        self.stand_ins = stand_ins  # of these, those that stand in for one on another bus -> an instance there
         self.node_methods = frozenset(peer.node_methods)
 
 
@@ -51,8 +54,11 @@ class ControlBus:
 
     Services and tables that a peer may not publish, by this node's permissions, are left out of all that it tells.
 
-    Lock: ``_changed`` protects ``_machine``, ``_infos``, ``_key_ids``, ``_denied`` and ``_touched``; `members` and
-    `replicas` are immutable values that are replaced under it and read without.
+    A service that its own bus has comes before a bridge's stand-in for one on another bus. natives_only: what this node
+    calls and follows is never a stand-in; `replicas` and `preferred` are without them then.
+
+    Lock: ``_changed`` protects ``_machine``, ``_infos``, ``_stand_ins``, ``_key_ids``, ``_denied`` and ``_touched``;
+    `members` and `replicas` are immutable values that are replaced under it and read without.
     """
 
     def __init__(
@@ -66,6 +72,8 @@ class ControlBus:
         on_clash: Callable[[str], None],
         on_resumed: Callable[[], None],
         guard: Guard,
+        own_stand_ins: Callable[[], dict[str, str]] = dict,
+        natives_only: bool = False,
     ) -> None:
         self._guard = guard
         self._key_ids: dict[str, str] = {}  # instance -> the key that it seals with
@@ -80,7 +88,10 @@ class ControlBus:
         self._on_clash = on_clash
         self._on_resumed = on_resumed
         self._changed = threading.Condition()
+        self._own_stand_ins = own_stand_ins
+        self._natives_only = natives_only
         self._infos: dict[str, dict[str, DataServiceInfo]] = {}  # instance -> its services
+        self._stand_ins: dict[str, dict[str, str]] = {}  # instance -> those of its services that are stand-ins
         self._announcing = False
         self._announced_at = -math.inf
         self._announcer = timers.timer(lambda: control.put(self._announce))
@@ -89,8 +100,10 @@ class ControlBus:
         self._touched: set[str] = set()  # services whose replicas have changed since `touched`
         self._left_out = 0
         self.members: Mapping[str, Member] = {}  # live peers by instance
-        self.replicas: Mapping[str, Sequence[Member]] = {}  # live peers by service_id, JOINED before SUSPECT
-        self.preferred: Mapping[str, Sequence[Member]] = {}  # of these the JOINED, or all where there is none
+        # Live peers by service_id: JOINED before SUSPECT, and of these the stand-ins last.
+        self.replicas: Mapping[str, Sequence[Member]] = {}
+        # Of these the JOINED that are no stand-ins, or the JOINED, or all.
+        self.preferred: Mapping[str, Sequence[Member]] = {}
 
     # Life
 
@@ -231,9 +244,11 @@ class ControlBus:
         with self._changed:
             machine = self._machine
             peers = sorted(machine.peers.values(), key=lambda peer: (peer.live, peer.last_heard))
-            infos = dict(self._infos)
+            infos, stand_ins = dict(self._infos), dict(self._stand_ins)
             state = NodeState.LEFT if machine.passive else machine.state
-        own = NodeStatus(machine.node_id, machine.instance, state, 0.0, tuple(self._own_infos()))
+        own = NodeStatus(
+            machine.node_id, machine.instance, state, 0.0, tuple(self._own_infos()), frozenset(self._own_stand_ins())
+        )
         others = {
             peer.node_id: NodeStatus(
                 peer.node_id,
@@ -241,6 +256,7 @@ class ControlBus:
                 peer.state,
                 max(0.0, now - peer.last_heard),
                 tuple(infos.get(peer.instance, {}).values()),
+                frozenset(stand_ins.get(peer.instance, ())),
             )
             for peer in peers  # the live, latest heard one of a node_id comes last and stays
         }
@@ -297,31 +313,38 @@ class ControlBus:
         changed = {event.peer.instance: event.peer for event in events}
         for event in events:
             if event.before is event.peer.state or event.before is None:
-                self._infos[event.peer.instance] = self._let(event.peer, _read_infos(event.peer))
+                instance = event.peer.instance
+                infos, self._stand_ins[instance] = _read_infos(event.peer)
+                self._infos[instance] = self._let(event.peer, infos)
         touched: dict[str, list[Member]] = {}  # service_id -> its members among those that changed
         for instance, peer in changed.items():
             before = members.pop(instance, None)
             for service_id in before.services if before is not None else ():
                 touched.setdefault(service_id, [])
             if peer.live and instance in peers:
+                stand_ins = self._stand_ins.get(instance, {})
                 member = members[instance] = Member(
-                    peer, self._infos.get(instance, {}), self._key_ids.get(instance, "")
+                    peer, self._infos.get(instance, {}), stand_ins, self._key_ids.get(instance, "")
                 )
                 for service_id in member.services if member.state is not NodeState.JOINING else ():
-                    touched.setdefault(service_id, []).append(member)
+                    if not (self._natives_only and service_id in stand_ins):
+                        touched.setdefault(service_id, []).append(member)
             if instance not in peers:
                 self._infos.pop(instance, None)
+                self._stand_ins.pop(instance, None)
         if len(self._infos) > 2 * len(peers):  # many were forgotten
             self._infos = {instance: infos for instance, infos in self._infos.items() if instance in peers}
             self._key_ids = {instance: key_id for instance, key_id in self._key_ids.items() if instance in peers}
+            self._stand_ins = {instance: each for instance, each in self._stand_ins.items() if instance in peers}
         replicas, preferred = dict(self.replicas), dict(self.preferred)
         for service_id, new in touched.items():
             kept = [member for member in replicas.pop(service_id, ()) if member.instance not in changed]
-            found = sorted([*kept, *new], key=lambda member: (member.state is NodeState.SUSPECT, member.instance))
+            found = _best_first([*kept, *new], service_id)
             preferred.pop(service_id, None)
             if found:
                 replicas[service_id] = found
-                preferred[service_id] = [m for m in found if m.state is NodeState.JOINED] or found
+                joined = [m for m in found if m.state is NodeState.JOINED]
+                preferred[service_id] = [m for m in joined if service_id not in m.stand_ins] or joined or found
         self.members, self.replicas, self.preferred = members, replicas, preferred
         self._touched |= touched.keys()
 
@@ -355,14 +378,22 @@ class ControlBus:
             self._guard.publishes(*what)
 
 
-def _read_infos(peer: Peer) -> dict[str, DataServiceInfo]:
-    infos = {}
+def _best_first(members: list[Member], service_id: str) -> list[Member]:
+    return sorted(members, key=lambda m: (m.state is NodeState.SUSPECT, service_id in m.stand_ins, m.instance))
+
+
+def _read_infos(peer: Peer) -> tuple[dict[str, DataServiceInfo], dict[str, str]]:
+    """Return what a peer offers, and for what of it it stands in."""
+    infos, stand_ins = {}, {}
     for data in peer.services:
         known: dict[str, Any] = {key: data[key] for key in data if key in DataServiceInfo.__slots__}
         try:
             info = DataServiceInfo.from_dict(known)  # keys of a later release are ignored
         except ConfigError:
             continue
-        if info.node_id == peer.node_id:  # nobody speaks for another node
-            infos[info.service_id] = info
-    return infos
+        if info.node_id != peer.node_id:
+            continue  # nobody speaks for another node
+        infos[info.service_id] = info
+        if isinstance(origin := data.get(STAND_IN), str) and origin:
+            stand_ins[info.service_id] = origin
+    return infos, stand_ins

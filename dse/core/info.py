@@ -31,6 +31,10 @@ class MethodInfo:
     idempotent: bool = False
 
 
+STAND_IN = "stand_in"
+"""The key by which a catalogue says, beside the fields of a `DataServiceInfo`, that a service stands in for one on
+another bus: its value is the instance of a node there that offers it."""
+
 _FIELDS = ("service_id", "node_id", "published_tables", "subscribed_tables", "rpc_methods")
 
 
@@ -125,13 +129,17 @@ def _text(data: Mapping[str, Any], key: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class NodeStatus:
-    """One node as seen from here. `last_heard` is seconds ago (0.0 for the node itself)."""
+    """One node as seen from here. `last_heard` is seconds ago (0.0 for the node itself).
+
+    stand_ins: the ids of those of its services that stand in for a service on another bus, as a bridge's do.
+    """
 
     node_id: str
     instance: str
     state: NodeState
     last_heard: float
     services: tuple[DataServiceInfo, ...] = ()
+    stand_ins: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

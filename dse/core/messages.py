@@ -158,6 +158,7 @@ class _ServiceEntry(Struct):
     published_tables: Annotated[dict[Name, Annotated[list[Name], _SomeColumns]], _SomeMethods]
     subscribed_tables: Annotated[list[tuple[Name, Name]], _SomeMethods]
     rpc_methods: Annotated[dict[Name, _MethodEntry], _SomeMethods]
+    stand_in: Name | None = None
 
 
 class _ReceivedCatalogue(Catalogue, array_like=True, tag=5, frozen=True):
@@ -170,7 +171,7 @@ class Request(Struct, array_like=True, tag=10, frozen=True):
     """Run a method. `id` 0 asks for no answer. `service` None means the node's own methods.
 
     `timeout` is the seconds the caller still waits; `anycast` asks for `Accepted` at once, for the caller does not know
-    who took the request.
+    who took the request. `relayed`: it came from another bus, and goes to no third one.
     """
 
     id: int
@@ -182,6 +183,7 @@ class Request(Struct, array_like=True, tag=10, frozen=True):
     timeout: float
     anycast: bool = False
     trace: Annotated[dict[Name, str], Meta(max_length=limits.TRACE)] | None = None
+    relayed: bool = False
 
 
 class Reply(Struct, array_like=True, tag=11, frozen=True):

@@ -128,6 +128,10 @@ class Method:
             _shapes[getattr(function, "__func__", function)] = shape
         self._decoder, self._defaults, self.info, self.briefness = shape
 
+    def takes_broadcast(self, request: Request) -> bool:
+        """Whether a request that all replicas of the service have is run here. Called by threads that receive."""
+        return True
+
     def bind(self, args: msgspec.Raw) -> dict[str, Any]:
         """Decode and check encoded arguments; raise `InvalidArguments` that says which does not fit."""
         try:

@@ -70,6 +70,9 @@ class Node:
     passive: ClassVar[bool] = False
     """Whether it only observes: the bus does not know it then."""
 
+    natives_only: ClassVar[bool] = False
+    """Whether what it calls and follows is never a stand-in for a service on another bus."""
+
     def __init__(
         self,
         url: str | TransportUrl,
@@ -523,11 +526,15 @@ class Node:
     def _make_runtime(self) -> Runtime:
         return Runtime(self, Engine(f"dse-{self.node_id}", self.workers))
 
+    def peers_changed(self) -> None:
+        """Others came, went, or offer something else; for subclasses, which must not block here."""
+
     def clashed(self, other: str) -> None:
         """An older node has this node's id: stop, from a thread of its own."""
         self._clash = NodeIdClash(
             f"node {self.node_id!r}: an older live node on bus {self.bus!r} has the same node_id "
-            f"(its instance is {other}); this one has stopped"
+            f"(its instance is {other}); this one has stopped",
+            instance=other,
         )
         _log.error("%s", self._clash)
         runtime = self._runtime
@@ -580,9 +587,13 @@ class Node:
         return encode_args(f"{service_id}.{method}" if service_id is not None else method, args)
 
     def _replica_nodes(self, service_id: str) -> list[str]:
-        nodes = {member.node_id for member in self.runtime.control_bus.replicas.get(service_id, ())}
+        members = self.runtime.control_bus.replicas.get(service_id, ())
+        nodes = {member.node_id for member in members if service_id not in member.stand_ins}
         if service_id in self._hosts:
             nodes.add(self.node_id)
+        if not nodes:  # another bus is one replica, however many bridges lead there
+            bridges = {member.stand_ins[service_id]: member.node_id for member in members}
+            nodes.update(bridges.values())
         if not nodes:
             raise NoSuchService(f"no node offers the service {service_id!r}")
         return sorted(nodes)

@@ -35,6 +35,7 @@ from dse.core.messages import (
 )
 from dse.core.methods import Method, current_request, set_current_request
 from dse.core.pace import Pace
+from dse.core.relayed import RelayedFailure
 from dse.core.sender import Sender
 from dse.core.threads import AsyncLoop, Pool, SerialQueue, Timers
 from dse.core.transport import Address
@@ -67,6 +68,8 @@ _REFUSALS: dict[str, type[DseError]] = {
     error.__name__: error
     for error in (NoSuchService, NoSuchMethod, NoSuchTable, InvalidArguments, Overloaded, Untrusted)
 }
+# What a bridge tells of a call that it passed on; others have no reason to say it.
+_TOLD: dict[str, type[DseError]] = {**_REFUSALS, "NodeLost": NodeLost, "CallTimeout": CallTimeout}
 _STOPPING = "Stopping"  # the request was not run, for the node is about to leave: somebody else may run it
 _DIRECTLY = "Directly"  # the request was not run: on a bus with keys it is to be sent to this instance alone
 _REMOTE = "RemoteError"
@@ -192,6 +195,7 @@ class _Waiting:
     waits_for = ""  # why it is parked
     asked_again = 0  # how often the bus was asked who takes it, without an answer
     parked_until = 0.0
+    relayed = False  # it came from another bus: the answer goes there as it is
 
     def __init__(
         self,
@@ -247,9 +251,11 @@ class RpcClient:
         first_turn: int,
         guard: Guard,
         ids: Iterator[int],
+        natives_only: bool = False,
     ) -> None:
         self._guard = guard
         self._inline = inline
+        self._natives_only = natives_only
         self._node_id = node_id
         self._wire = wire
         self._control_bus = control_bus
@@ -303,9 +309,32 @@ class RpcClient:
             future.set_exception(error)
         return future
 
-    def cast(self, service: str | None, method: str, args: msgspec.Raw, address: Address, ttl: float) -> None:
+    def relay(self, service: str, method: str, args: msgspec.Raw, timeout: float) -> Future[msgspec.Raw]:
+        """Make a call that came from another bus.
+
+        The future gets the result as it came, encoded, or as its exception a `RelayedFailure` with what the callee
+        said, or what kept the call from being answered.
+        """
+        future = _CallFuture(self._pool)
+        future.set_running_or_notify_cancel()
+        try:
+            self._begin(service, method, args, timeout, None, future, relayed=True)
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+    def cast(
+        self,
+        service: str | None,
+        method: str,
+        args: msgspec.Raw,
+        address: Address,
+        ttl: float,
+        *,
+        relayed: bool = False,
+    ) -> None:
         """Send a request that asks for no answer."""
-        self._wire.send(address, self._request(0, service, method, args, ttl, False), ttl=ttl)
+        self._wire.send(address, self._request(0, service, method, args, ttl, False, relayed), ttl=ttl)
 
     def pick(self, service: str, tried: Iterable[str] = ()) -> Member | None:
         """Choose a live replica on another node, in turn."""
@@ -325,12 +354,21 @@ class RpcClient:
         return len(self._pending.calls)
 
     def _begin(
-        self, service: str | None, method: str, args: msgspec.Raw, timeout: float, node_id: str | None, answer: Handle
+        self,
+        service: str | None,
+        method: str,
+        args: msgspec.Raw,
+        timeout: float,
+        node_id: str | None,
+        answer: Handle,
+        relayed: bool = False,
     ) -> Call:
         self._wire.traffic.calls_made += 1
         now = self._timers.now()
         number = next(self._ids)
         waiting = _Waiting(number, answer, service, method, args, node_id, timeout)
+        if relayed:
+            waiting.relayed = True
         call = Call(number, service, method, now, now + timeout, None, None, waiting)
         with self._lock:
             if self._closed is not None:
@@ -369,7 +407,7 @@ class RpcClient:
         elif (member := self.pick(call.service, waiting.tried)) is not None:
             waiting.member = member
             call.instance, call.node_id = member.instance, member.node_id
-        elif self._reports_undeliverable and not waiting.tried:
+        elif self._reports_undeliverable and not waiting.tried and not self._natives_only:
             anycast = True  # nobody known yet: the bus may know more than the control bus has told so far
             waiting.tried.add(_ANYBODY)
         elif not self._reports_undeliverable and self._wait_for_somebody(call):
@@ -379,7 +417,7 @@ class RpcClient:
         left = call.deadline - self._timers.now()
         if left <= 0:
             return
-        request = self._request(call.id, call.service, call.method, waiting.args, left, anycast)
+        request = self._request(call.id, call.service, call.method, waiting.args, left, anycast, waiting.relayed)
         if anycast:
             assert call.service is not None
             address = service_address(call.service)
@@ -399,11 +437,20 @@ class RpcClient:
                 self._ask_again_later(call)
 
     def _request(
-        self, call_id: int, service: str | None, method: str, args: msgspec.Raw, left: float, anycast: bool
+        self,
+        call_id: int,
+        service: str | None,
+        method: str,
+        args: msgspec.Raw,
+        left: float,
+        anycast: bool,
+        relayed: bool = False,
     ) -> Request:
         running = current_request()
         trace = dict(running.trace) if running is not None and running.trace else None
-        return Request(call_id, self._wire.instance, self._node_id, service, method, args, left, anycast, trace)
+        return Request(
+            call_id, self._wire.instance, self._node_id, service, method, args, left, anycast, trace, relayed
+        )
 
     def _is_known(self, node_id: str) -> bool:
         return node_id == self._node_id or self._control_bus.member(node_id) is not None
@@ -443,6 +490,9 @@ class RpcClient:
             call = self._pending.take(message.id)
         if call is None:
             return
+        if call.handle.relayed:
+            call.handle.answer.set_result(message.result)
+            return
         try:
             result = decode_value(message.result)
         except Exception as error:
@@ -473,7 +523,7 @@ class RpcClient:
             self._again(call, NoSuchService(message.message))
             return
         self._wire.traffic.call_errors += 1
-        call.handle.answer.set_exception(_error_of(message))
+        call.handle.answer.set_exception(RelayedFailure(message) if call.handle.relayed else _error_of(message))
 
     def accepted(self, message: Accepted, sender: Sender | None = None) -> None:
         """The callee has a request."""
@@ -692,7 +742,7 @@ class RpcClient:
 
 
 def _error_of(failure: Failure) -> BaseException:
-    refusal = _REFUSALS.get(failure.code)
+    refusal = _TOLD.get(failure.code)
     if refusal is not None:
         return refusal(failure.message)
     if failure.code == _STOPPING:
@@ -763,8 +813,13 @@ class RpcServer:
         with self._lock:
             self._ended.wait_for(lambda: not self._coroutines, max(0.0, deadline - time.monotonic()))
 
-    def requested(self, request: Request, sender: Sender | None = None, *, inline: bool = False) -> None:
-        """Take a request from the bus; never blocks for long. inline: the calling thread may be relieved."""
+    def requested(
+        self, request: Request, sender: Sender | None = None, *, inline: bool = False, fanout: bool = False
+    ) -> None:
+        """Take a request from the bus; never blocks for long.
+
+        inline: the calling thread may be relieved. fanout: all replicas of the service have it.
+        """
         now = self._now()
         if not 0.0 <= request.timeout <= limits.LONGEST_TIMEOUT:
             longest = limits.LONGEST_TIMEOUT if request.timeout > 0.0 else 0.0
@@ -788,6 +843,8 @@ class RpcServer:
         if method is None:
             known = ", ".join(sorted(methods)) or "none"
             self._refuse(request, "NoSuchMethod", f"{owner} has no method {request.method!r}; it has: {known}")
+            return
+        if fanout and not method.takes_broadcast(request):
             return
         key = (request.instance, request.id)
         if inline and method.briefness.proved and self._pool.has_room and not (request.anycast or method.is_async):
@@ -927,6 +984,8 @@ class RpcServer:
         return len(self._queue) + self._beginning
 
     def _failure(self, request: Request, method: Method, error: BaseException) -> Failure:
+        if isinstance(error, RelayedFailure):
+            return error.answer_to(request.id)
         self._wire.traffic.serve_errors += 1
         where = f"{method.owner}.{method.name}"
         if isinstance(error, InvalidArguments) and error.__traceback__ is not None and not _raised_by_method(error):

@@ -18,7 +18,7 @@ from dse.core.controlbus import ControlBus
 from dse.core.effects import Send
 from dse.core.figures import FIGURES, MOST_CELLS, MOST_FIRST_ROWS, MOST_TABLES, ROWS, TYPES, FirstRows, Traffic
 from dse.core.guard import DENIALS, Guard
-from dse.core.info import DataServiceInfo
+from dse.core.info import STAND_IN, DataServiceInfo
 from dse.core.inline import InlineRuns
 from dse.core.listeners import Listeners
 from dse.core.membership import Membership, NodeState, PeerEvent
@@ -137,6 +137,8 @@ class Runtime:
             node.clashed,
             lambda: self.hub.renew(),
             self.guard,
+            self._own_stand_ins,
+            node.natives_only,
         )
         largest = min(_LARGEST_CHANGE, self.transport.capabilities.max_frame - overhead)
         sizes = Sizes(largest)
@@ -156,11 +158,12 @@ class Runtime:
             self.control,
             self.pool,
             inline,
-            self._hosts.__contains__,
+            self._has_local if node.natives_only else self._hosts.__contains__,
             self.reports_undeliverable,
             engine.random.randrange(1 << 16),
             self.guard,
             engine.numbers(),
+            node.natives_only,
         )
         self.server = RpcServer(
             node.node_id,
@@ -288,8 +291,11 @@ class Runtime:
     def check_table(self, service_id: str, table: str) -> None:
         """Raise `NoSuchTable` when every known replica of the service is without the table."""
         offers = [info for info in self._own_infos() if info.service_id == service_id]
-        offers += [member.services[service_id] for member in self.control_bus.replicas.get(service_id, ())]
-        if offers and not any(table in info.published_tables for info in offers):
+        others = self.control_bus.replicas.get(service_id, ())
+        offers += [member.services[service_id] for member in others]
+        # A stand-in has only those tables whose publisher it hears: more may come.
+        hearsay = service_id in self._own_stand_ins() or any(service_id in member.stand_ins for member in others)
+        if offers and not hearsay and not any(table in info.published_tables for info in offers):
             known = sorted({name for info in offers for name in info.published_tables})
             raise NoSuchTable(
                 f"the service {service_id!r} publishes no table {table!r}; it publishes: {', '.join(known) or 'none'}"
@@ -392,7 +398,20 @@ class Runtime:
             if max(map(len, (info.published_tables, info.subscribed_tables, info.rpc_methods))) > limits.METHODS:
                 _log.error("service %r has over %d tables, subscriptions or methods: no peer will know it",
                            info.service_id, limits.METHODS)  # fmt: skip
-        return [info.to_dict() for info in infos], sorted(self.node.endpoints)
+        stand_ins = self._own_stand_ins()
+        offers = [info.to_dict() for info in infos]
+        for offer in offers:
+            if (origin := stand_ins.get(offer["service_id"])) is not None:
+                offer[STAND_IN] = origin
+        return offers, sorted(self.node.endpoints)
+
+    def _own_stand_ins(self) -> dict[str, str]:
+        services = [host.service for host in list(self._hosts.values())]
+        return {service.service_id: service._stands_in_for for service in services if service._stands_in_for}
+
+    def _has_local(self, service_id: str) -> bool:
+        host = self._hosts.get(service_id)
+        return host is not None and not (self.node.natives_only and host.service._stands_in_for)
 
     def _find(self, service_id: str | None) -> tuple[str, Mapping[str, Method]] | None:
         if service_id is None:
@@ -403,6 +422,8 @@ class Runtime:
     def _publishers_of(self, service_id: str, table: str) -> list[str]:
         host = self.node.hosts.get(service_id)
         own = [self.instance] if host is not None and table in host.service.published_tables else []
+        if not self._has_local(service_id):
+            own = []
         return own + [
             member.instance
             for member in self.control_bus.replicas.get(service_id, ())
@@ -431,6 +452,7 @@ class Runtime:
             self.client.nodes_came()
         if touched := self.control_bus.touched():
             self.hub.published(touched)
+        self.node.peers_changed()
 
     # What the transport tells (`dse.core.transport.TransportEvents`)
 
@@ -457,7 +479,8 @@ class Runtime:
             return
         if kind is Request:
             inline = inline and self._inline and not leads()
-            self.server.requested(message, sender, inline=inline)  # type: ignore[arg-type]
+            fanout = address.delivery is Delivery.FANOUT
+            self.server.requested(message, sender, inline=inline, fanout=fanout)  # type: ignore[arg-type]
         elif kind is Reply:
             self.client.replied(message, sender)  # type: ignore[arg-type]
         else:
@@ -524,7 +547,7 @@ class Runtime:
         bus, client, server = self.control_bus, self.client, self.server
         publisher, hub = self.publisher, self.hub
         handlers: dict[type, Callable[[Address, Any, Sender | None], None]] = {
-            Request: lambda _, m, sender: server.requested(m, sender),
+            Request: lambda a, m, sender: server.requested(m, sender, fanout=a.delivery is Delivery.FANOUT),
             Reply: lambda _, m, sender: client.replied(m, sender),
             Failure: lambda _, m, sender: client.failed(m, sender),
             Accepted: lambda _, m, sender: client.accepted(m, sender),

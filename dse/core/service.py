@@ -46,6 +46,7 @@ class DataService:
     _rpc_names: ClassVar[tuple[str, ...]] = ()
     _periodic_names: ClassVar[tuple[str, ...]] = ()
     _change_names: ClassVar[tuple[str, ...]] = ()
+    _stands_in_for: str = ""  # an instance on another bus that offers the service, if this is a bridge's stand-in
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -309,14 +310,15 @@ class _Host:
         self.runtime.publisher.add(table)
         if self._released or self.service.published_tables.get(table.name) is not table:
             self.runtime.publisher.remove(table)
-        self._tables_changed()
+        self.tables_changed()
 
     def withdraw(self, table: PublishedTable) -> None:
         """Publish a table no more."""
         self.runtime.publisher.remove(table)
-        self._tables_changed()
+        self.tables_changed()
 
-    def _tables_changed(self) -> None:
+    def tables_changed(self) -> None:
+        """Which tables there are has changed."""
         if self.status == "running":  # before, nothing is offered yet; afterwards, nothing is any more
             self.runtime.announce()
             self.runtime.hub.published()

@@ -94,6 +94,8 @@ def test_bash_completes_what_is_on_the_bus(bus: dict[str, str]) -> None:
     assert in_bash("dse watch door:", **bus) == {"openings"}
     options = f"--transport {bus['DSE_TRANSPORT']} --bus {bus['DSE_BUS']}"
     assert in_bash(f"dse call {options} door op", DSE_COMPLETION_SECONDS="30") == {"open"}
+    joined = f"{bus['DSE_TRANSPORT']} redis://elsewhere --bus {bus['DSE_BUS']}"
+    assert in_bash(f"dse bridge {joined} --only do", DSE_COMPLETION_SECONDS="30") >= {"door"}
 
 
 def test_a_bus_that_is_not_there_offers_nothing_says_nothing_and_takes_no_time() -> None:
