@@ -361,7 +361,7 @@ class TestWhatIsSaid:
         name = "kill\n2026-01-01 CRITICAL all is well" + "x" * 900
         forger = bus.forger("web", "web-x/1")
         forger.say(host.runtime.wire.own_address, Request(1, forger.instance, "web-x", name, name, encoded({}), 5.0))
-        eventually(lambda: count(host, "denied_calls") == 1, "it is denied", DEADLINE)
+        eventually(lambda: any("denied:" in text for text in caplog.messages), "it is denied, and logged", DEADLINE)
         (line,) = [text for text in caplog.messages if "denied:" in text]
         assert "\n" not in line
         assert len(line) < 500
