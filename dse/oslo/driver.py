@@ -1,0 +1,462 @@
+"""The driver of oslo.messaging: the entry point ``dse``, which serves every URL that begins with ``dse``.
+
+oslo.messaging looks a driver up by what stands before the ``+`` of the URL's scheme, so one entry point reaches every
+transport of DSE that is installed: ``dse+redis://``, ``dse+nats+local://``, a third party's.
+
+What is sent and received is in `dse.oslo.messages`, where it goes in `dse.oslo.addresses`. A driver has one connection
+(`dse.oslo.connection`), listens on an address of its own for answers, and keeps what found nobody (`dse.oslo.held`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import os
+import threading
+import time
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+from oslo_messaging import MessagingTimeout, RemoteError
+from oslo_messaging._drivers import base, common
+from oslo_messaging.exceptions import MessageDeliveryFailure, MessageUndeliverable, MessagingException
+
+from dse.oslo import addresses
+from dse.oslo.calls import Call
+from dse.oslo.connection import Connection
+from dse.oslo.held import Parcel
+from dse.oslo.incoming import DseIncoming
+from dse.oslo.keeper import Keeper
+from dse.oslo.listeners import DseListener, Registry
+from dse.oslo.messages import (
+    Accepted,
+    Ask,
+    News,
+    Pools,
+    Reply,
+    Request,
+    Unreadable,
+    decode,
+    encode,
+    from_json,
+    to_json,
+)
+from dse.oslo.options import read_settings
+from dse.oslo.pools import PoolBook
+from dse.oslo.port import TooLarge, Unreachable, new_port
+
+__all__ = ["DseDriver"]
+
+_log = logging.getLogger(__name__)
+
+_CONFIRMED = 5.0  # seconds that a cast with at_least_once waits to be confirmed
+_ANSWER = 60.0  # seconds that an answer is kept for a caller of whom it is not known how long he waits
+_LONGEST = 3600.0  # seconds of one wait: what a lock can wait is bounded
+
+
+class DseDriver(base.BaseDriver):  # type: ignore[misc]
+    """See the top of this file; what its methods do `oslo_messaging._drivers.base.BaseDriver` says."""
+
+    def __init__(
+        self,
+        conf: Any,
+        url: Any,
+        default_exchange: str | None = None,
+        allowed_remote_exmods: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__(conf, url, default_exchange, allowed_remote_exmods)
+        self.settings = read_settings(conf, url)
+        self._begin()
+        _drivers.add(self)
+
+    def _begin(self) -> None:
+        """Begin a life: the first one, and the one in a child process, which inherits nothing that it could use."""
+        self._reply_to = addresses.reply()
+        self._numbers = itertools.count(1)
+        self._calls: dict[int, Call] = {}
+        self._registry = Registry()
+        self._pools = PoolBook()
+        self._pools_lock = threading.Lock()  # protects _pools
+        self._foreign = 0
+        self._connection = Connection(
+            new_port(self._url, self.settings.bus, self), always=(self._reply_to, addresses.NEWS)
+        )
+        self._keeper = Keeper(
+            self.settings.hold_messages,
+            self.settings.hold_bytes,
+            send=self._send_held,
+            expired=self._expired,
+            connected=lambda: self._connection.connected,
+        )
+
+    # Sending
+
+    def send(
+        self,
+        target: Any,
+        ctxt: Any,
+        message: Any,
+        wait_for_reply: bool | None = None,
+        timeout: float | None = None,
+        call_monitor_timeout: float | None = None,
+        retry: int | None = None,
+        transport_options: Any = None,
+    ) -> Any:
+        mandatory = bool(getattr(transport_options, "at_least_once", False)) and not target.fanout
+        address = self._address(target)
+        body = _body(ctxt, message)
+        number = next(self._numbers)
+        if wait_for_reply:
+            call = self._call(number, timeout, call_monitor_timeout, mandatory)
+            request = Request(number, self._reply_to, body, call_monitor_timeout or None, timeout)
+            return self._result(target, self._wait(target, address, call, encode(request), timeout, retry))
+        if mandatory:
+            call = self._call(number, _CONFIRMED, None, True)
+            request = Request(number, self._reply_to, body, confirm=True)
+            self._wait(target, address, call, encode(request), _CONFIRMED, retry)
+            return None
+        self._cast(address, number, encode(Request(number, "", body)), retry)
+        return None
+
+    def send_notification(self, target: Any, ctxt: Any, message: Any, version: float, retry: int | None = None) -> None:
+        number = next(self._numbers)
+        address = addresses.notifications(self._exchange(target), target.topic)
+        frame = encode(Request(number, "", _body(ctxt, message)))
+        with self._pools_lock:
+            ask, pools = self._pools.notified(time.monotonic(), address, frame)
+        self._cast(address, number, frame, retry)
+        for pool in pools:
+            self._cast(pool, number, frame, retry)
+        if ask:
+            self._tell(addresses.ASK, Ask([address], self._reply_to))
+
+    def _call(self, number: int, timeout: float | None, monitor: float | None, mandatory: bool) -> Call:
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        call = self._calls[number] = Call(number, deadline, monitor or None, mandatory=mandatory)
+        return call
+
+    def _wait(
+        self, target: Any, address: str, call: Call, frame: bytes, timeout: float | None, retry: int | None
+    ) -> Reply | None:
+        try:
+            self._connection.send(address, frame, deadline=call.deadline, ttl=timeout, retry=retry)
+            wait = self._connection.port.wait
+            while not call.done:
+                left = call.left()
+                if left <= 0:
+                    raise self._timed_out(target, call)
+                wait(call, min(left, _LONGEST))
+        finally:
+            del self._calls[call.number]
+            if call.found_nobody:
+                self._keeper.withdraw(address, frame)
+        if call.error is not None:
+            raise call.error
+        return call.reply
+
+    def _timed_out(self, target: Any, call: Call) -> Exception:
+        where = f"exchange {self._exchange(target)!r}, topic {target.topic!r}"
+        where += f", server {target.server!r}" if target.server else ""
+        if call.found_nobody:
+            return MessagingTimeout(f"no server has listened in time on {where}")
+        return MessagingTimeout(f"no answer has come in time to message {call.number} for {where}")
+
+    def _result(self, target: Any, reply: Reply | None) -> Any:
+        if reply is None or (reply.body is None and reply.failure is None):
+            return None
+        if reply.failure is not None:
+            raise _remote(reply.failure, self._allowed_remote_exmods)
+        try:
+            return from_json(reply.body or b"null")
+        except Unreadable as error:
+            raise MessagingException(f"the answer from topic {target.topic!r} cannot be read: {error}") from None
+
+    def _cast(self, address: str, number: int, frame: bytes, retry: int | None) -> None:
+        follows = self._keeper.follow(Parcel(address, frame, time.monotonic() + self.settings.hold_timeout, number))
+        if follows is None:
+            raise MessageDeliveryFailure(
+                f"nobody listens on {address[2:]}, and no more messages are kept for it "
+                f"(hold_messages={self.settings.hold_messages}, hold_bytes={self.settings.hold_bytes})"
+            )
+        if not follows:
+            self._connection.send(address, frame, retry=retry)
+
+    # Listening
+
+    def listen(self, target: Any, batch_size: int, batch_timeout: float | None) -> DseListener:
+        exchange = self._exchange(target)
+        where = (
+            addresses.topic(exchange, target.topic),
+            addresses.server(exchange, target.topic, target.server),
+            addresses.fanout(exchange, target.topic),
+        )
+        return self._listen(where, (), batch_size, batch_timeout)
+
+    def listen_for_notifications(
+        self, targets_and_priorities: Any, pool: str | None, batch_size: int, batch_timeout: float | None
+    ) -> DseListener:
+        topics = {
+            addresses.notifications(self._exchange(target), f"{target.topic}.{priority}"): None
+            for target, priority in targets_and_priorities
+        }
+        if pool is None:
+            return self._listen(tuple(topics), (), batch_size, batch_timeout)
+        pools = [(topic, pool) for topic in topics]
+        return self._listen([addresses.pool(*each) for each in pools], pools, batch_size, batch_timeout)
+
+    def _listen(
+        self, where: Sequence[str], pools: Sequence[tuple[str, str]], batch_size: int, batch_timeout: float | None
+    ) -> DseListener:
+        listener = DseListener(where, pools, batch_size, batch_timeout, self._leave)
+        self._registry.add(listener)
+        try:
+            self._connection.listen([*where, addresses.ASK] if pools else where)
+        except BaseException:
+            self._registry.remove(listener)
+            raise
+        self._tell(addresses.NEWS, News(list(where), list(pools)))
+        return listener
+
+    def _leave(self, listener: DseListener) -> None:
+        alone = self._registry.leaving(listener)
+        if not self._connection.closed:
+            for address in alone:
+                self._connection.port.unlisten(address)
+        again = self._registry.remove(listener)
+        back = [address for address in alone if address in again]
+        if back and not self._connection.closed:  # somebody began to listen while this one left
+            self._connection.listen(back)
+            self._tell(addresses.NEWS, News(back))
+
+    def cleanup(self) -> None:
+        for listener in self._registry.all():
+            listener.stop()
+        self._connection.end(self._keeper.close)
+        for call in list(self._calls.values()):
+            call.fail(MessageDeliveryFailure(f"{self._connection.port.url}: this transport has been cleaned up"))
+        _drivers.discard(self)
+
+    # What the port tells
+
+    def received(self, address: str, frame: bytes) -> None:
+        """Take a frame."""
+        try:
+            message = decode(frame)
+        except Unreadable as error:
+            self._refuse(address, error)
+            return
+        if isinstance(message, Reply):
+            self._replied(message)
+        elif isinstance(message, Request):
+            self._requested(address, message)
+        elif isinstance(message, Accepted):
+            call = self._calls.get(message.number)
+            if call is not None and call.mandatory:
+                call.answer(None)
+        elif isinstance(message, News):
+            self._keeper.heard(message.addresses)
+            self._told(message.pools, asked=False)
+        elif isinstance(message, Pools):
+            self._told(message.pools, asked=True)
+        else:
+            pools = self._registry.pools(message.addresses)
+            if pools and addresses.is_reply(message.reply_to):
+                self._tell(message.reply_to, Pools(pools))
+
+    def undeliverable(self, address: str, frame: bytes) -> None:
+        """Keep what found nobody."""
+        try:
+            message = decode(frame)
+        except Unreadable:
+            return
+        now = time.monotonic()
+        if isinstance(message, Reply):
+            if message.ending:
+                left = _ANSWER if message.timeout is None else message.timeout
+                self._keeper.hold(Parcel(address, frame, now + left, next(self._numbers)))
+        elif isinstance(message, Request) and message.reply_to:
+            call = self._calls.get(message.number)
+            if call is None:
+                return
+            if call.mandatory:
+                found = MessagingException(f"nobody listens on {address[2:]}")
+                call.fail(MessageUndeliverable(found, *_parts(address), frame))
+                return
+            call.found_nobody = True
+            self._keeper.hold(Parcel(address, frame, call.deadline, message.number))
+            if message.number not in self._calls:  # it gave up meanwhile
+                self._keeper.withdraw(address, frame)
+        elif isinstance(message, Request):
+            self._keeper.hold(Parcel(address, frame, now + self.settings.hold_timeout, message.number))
+
+    def connected(self, is_connected: bool, cause: BaseException | None) -> None:
+        """Say everything again after an outage: who was away has missed it."""
+        again = is_connected and self._connection.opened
+        self._connection.changed(is_connected)
+        if not is_connected and not self._connection.closed:
+            _log.warning("%s is away: %s", self._connection.port.url, cause)
+        elif again:
+            self._keeper.connected_again()
+            self._tell(addresses.NEWS, News([*self._registry.addresses(), self._reply_to], self._registry.pools()))
+            with self._pools_lock:
+                asked = self._pools.ask_again(time.monotonic())
+            if asked:
+                self._tell(addresses.ASK, Ask(asked, self._reply_to))
+
+    def _replied(self, reply: Reply) -> None:
+        call = self._calls.get(reply.number)
+        if call is None:
+            _log.debug("an answer to message %d, which nobody waits for any more", reply.number)
+        elif reply.ending:
+            call.answer(reply)
+        else:
+            call.heard()
+
+    def _requested(self, address: str, request: Request) -> None:
+        if request.reply_to and not addresses.is_reply(request.reply_to):
+            self._refuse(address, Unreadable(f"{request.reply_to[:40]!r} is no address for answers"))
+            return
+        listeners = self._registry.choose(address)
+        if not listeners:
+            _log.warning("a message to %s is lost: its server has just stopped", address)
+            return
+        if request.confirm:
+            self._tell(request.reply_to, Accepted(request.number))
+        answer = None
+        if request.reply_to and not request.confirm:
+            answer = _Answer(self, request).send
+        for listener in listeners:
+            try:
+                ctxt, message = from_json(request.body)
+                if not isinstance(ctxt, dict) or not isinstance(message, dict):
+                    raise Unreadable("context and message are not what oslo.messaging sends")
+            except (Unreadable, ValueError, TypeError) as error:
+                self._refuse(address, error)
+                return
+            msg_id = f"{request.reply_to[8:]}:{request.number}"
+            listener.put(DseIncoming(ctxt, message, msg_id, request.monitor, request.number, answer))
+
+    def _told(self, pools: Sequence[tuple[str, str]], *, asked: bool) -> None:
+        if not pools:
+            return
+        with self._pools_lock:
+            copies = self._pools.told(time.monotonic(), pools, asked=asked)
+        for address, frame in copies:
+            self._send_held(Parcel(address, frame, 0.0, 0))
+
+    # Small parts
+
+    def _exchange(self, target: Any) -> str:
+        return target.exchange or self._default_exchange or ""
+
+    def _address(self, target: Any) -> str:
+        exchange = self._exchange(target)
+        if target.fanout:
+            return addresses.fanout(exchange, target.topic)
+        if target.server:
+            return addresses.server(exchange, target.topic, target.server)
+        return addresses.topic(exchange, target.topic)
+
+    def _tell(self, address: str, message: News | Ask | Pools | Accepted) -> None:
+        """Send what nobody waits for, and what is said again after an outage."""
+        try:
+            self._connection.port.send(address, encode(message), 30.0)
+        except (Unreachable, TooLarge) as error:
+            _log.debug("%s could not be sent: %s", type(message).__name__, error)
+
+    def _send_held(self, parcel: Parcel) -> bool:
+        ttl = None
+        if addresses.is_reply(parcel.address) or parcel.number in self._calls:
+            ttl = max(0.001, parcel.deadline - time.monotonic())
+        try:
+            self._connection.port.send(parcel.address, parcel.frame, ttl if ttl != math.inf else None)
+        except Unreachable as error:
+            if not error.unsure:
+                return False
+            _log.warning("a message to %s may be lost: the connection broke while it was sent again", parcel.address)
+        except TooLarge:  # it was sent before
+            pass
+        return True
+
+    def _expired(self, parcel: Parcel) -> None:
+        with self._pools_lock:
+            self._pools.forget(parcel.address)
+
+    def _refuse(self, address: str, error: Exception) -> None:
+        # Whoever sends one wrong frame may send a million: the first and then every 1,000th is logged.
+        self._foreign += 1
+        if self._foreign % 1000 == 1:
+            _log.warning("frame %d to %s that is none of oslo.messaging's was dropped: %s", self._foreign, address, error)
+
+
+class _Answer:
+    """Sends the answers to one request."""
+
+    def __init__(self, driver: DseDriver, request: Request) -> None:
+        self._driver = driver
+        self._address = request.reply_to
+        self._deadline = time.monotonic() + (_ANSWER if request.timeout is None else request.timeout)
+
+    def send(self, reply: Reply) -> None:
+        """Send a reply: one that still matters waits for the connection to come back, as long as its caller does."""
+        connection = self._driver._connection
+        reply.timeout = left = self._deadline - time.monotonic()
+        if left <= 0:
+            return
+        try:
+            if reply.ending:
+                self._send(connection, reply, left)
+            else:
+                connection.port.send(self._address, encode(reply), left)
+        except Unreachable as error:
+            raise MessageDeliveryFailure(str(error)) from error
+
+    def _send(self, connection: Connection, reply: Reply, left: float) -> None:
+        try:
+            try:
+                connection.send(self._address, encode(reply), deadline=self._deadline, ttl=left, retry=None)
+            except MessageDeliveryFailure as error:
+                if not isinstance(error.__cause__, Unreachable):
+                    raise
+                # The caller takes the first and no other: this may be sent twice.
+                connection.send(self._address, encode(reply), deadline=self._deadline, ttl=left, retry=None)
+        except MessageDeliveryFailure as error:
+            if not isinstance(error.__cause__, TooLarge):
+                raise
+            _log.error("the answer to message %d cannot be sent: %s", reply.number, error)
+            failure = common.serialize_remote_exception((type(error), error, None))
+            connection.send(
+                self._address, encode(Reply(reply.number, None, failure)), deadline=self._deadline, ttl=left, retry=None
+            )
+
+
+def _body(ctxt: Any, message: Any) -> bytes:
+    return to_json([ctxt if isinstance(ctxt, dict) else ctxt.to_dict(), message])
+
+
+def _remote(failure: str, allowed: Sequence[str]) -> Exception:
+    """Return the exception that a failure describes: of a module that oslo.messaging allows, or its `RemoteError`."""
+    try:
+        error = common.deserialize_remote_exception(failure, allowed)
+    except Exception as why:  # the peer's text, or what a class of the application makes of it
+        error = RemoteError("unknown", f"a failure that cannot be read: {why}", [])
+    return error  # type: ignore[no-any-return]
+
+
+def _parts(address: str) -> tuple[str, str]:
+    """Return the exchange and the rest of an address."""
+    _, exchange, rest = address.split("/", 2)
+    return exchange, rest
+
+
+_drivers: weakref.WeakSet[DseDriver] = weakref.WeakSet()
+
+
+def _begin_again() -> None:
+    for driver in list(_drivers):
+        driver._begin()
+
+
+os.register_at_fork(after_in_child=_begin_again)
