@@ -6,7 +6,7 @@ An address is written here as one text: the first letter of its delivery, a colo
 | target | address |
 | --- | --- |
 | exchange, topic | ``a:rpc/<exchange>/<topic>`` |
-| exchange, topic, server | ``a:rpc/<exchange>/<topic>/<server>``: ANYCAST, for workers of one host share a server name |
+| exchange, topic, server | ``a:rpc/<exchange>/<topic>/<server>``: workers of one host share a name |
 | exchange, topic, fanout | ``f:rpc/<exchange>/<topic>`` |
 | notifications of a topic | ``a:note/<exchange>/<topic>`` |
 | the copy for a pool | ``a:note/<exchange>/<topic>/<pool>`` |

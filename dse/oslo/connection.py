@@ -94,7 +94,7 @@ class Connection:
                 self._pause(math.inf)
 
     def ready(self, deadline: float, retry: int | None) -> None:
-        """Return once connected; raise `MessagingTimeout` at the deadline, `MessageDeliveryFailure` after the retries."""
+        """Return once connected; raise `MessagingTimeout` at the deadline, else `MessageDeliveryFailure`."""
         if self.connected and self._state == "open":
             return
         attempts = 0

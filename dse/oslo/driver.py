@@ -17,13 +17,15 @@ import threading
 import time
 import weakref
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from oslo_messaging import MessagingTimeout, RemoteError
 from oslo_messaging._drivers import base, common
 from oslo_messaging.exceptions import MessageDeliveryFailure, MessageUndeliverable, MessagingException
+from oslo_utils import eventletutils
 
 from dse.oslo import addresses
+from dse.oslo.answers import PATIENCE, Answers
 from dse.oslo.calls import Call
 from dse.oslo.connection import Connection
 from dse.oslo.held import Parcel
@@ -45,19 +47,20 @@ from dse.oslo.messages import (
 )
 from dse.oslo.options import read_settings
 from dse.oslo.pools import PoolBook
-from dse.oslo.port import TooLarge, Unreachable, new_port
+from dse.oslo.port import Port, TooLarge, Unreachable
 
-__all__ = ["DseDriver"]
+__all__ = ["DseDriver", "new_driver"]
 
 _log = logging.getLogger(__name__)
 
 _CONFIRMED = 5.0  # seconds that a cast with at_least_once waits to be confirmed
-_ANSWER = 60.0  # seconds that an answer is kept for a caller of whom it is not known how long he waits
 _LONGEST = 3600.0  # seconds of one wait: what a lock can wait is bounded
 
 
 class DseDriver(base.BaseDriver):  # type: ignore[misc]
     """See the top of this file; what its methods do `oslo_messaging._drivers.base.BaseDriver` says."""
+
+    port_class: ClassVar[type[Port]] = Port
 
     def __init__(
         self,
@@ -81,7 +84,7 @@ class DseDriver(base.BaseDriver):  # type: ignore[misc]
         self._pools_lock = threading.Lock()  # protects _pools
         self._foreign = 0
         self._connection = Connection(
-            new_port(self._url, self.settings.bus, self), always=(self._reply_to, addresses.NEWS)
+            self.port_class(self._url, self.settings.bus, self), always=(self._reply_to, addresses.NEWS)
         )
         self._keeper = Keeper(
             self.settings.hold_messages,
@@ -156,7 +159,7 @@ class DseDriver(base.BaseDriver):  # type: ignore[misc]
             raise call.error
         return call.reply
 
-    def _timed_out(self, target: Any, call: Call) -> Exception:
+    def _timed_out(self, target: Any, call: Call) -> Any:
         where = f"exchange {self._exchange(target)!r}, topic {target.topic!r}"
         where += f", server {target.server!r}" if target.server else ""
         if call.found_nobody:
@@ -274,7 +277,7 @@ class DseDriver(base.BaseDriver):  # type: ignore[misc]
         now = time.monotonic()
         if isinstance(message, Reply):
             if message.ending:
-                left = _ANSWER if message.timeout is None else message.timeout
+                left = PATIENCE if message.timeout is None else message.timeout
                 self._keeper.hold(Parcel(address, frame, now + left, next(self._numbers)))
         elif isinstance(message, Request) and message.reply_to:
             call = self._calls.get(message.number)
@@ -326,7 +329,7 @@ class DseDriver(base.BaseDriver):  # type: ignore[misc]
             self._tell(request.reply_to, Accepted(request.number))
         answer = None
         if request.reply_to and not request.confirm:
-            answer = _Answer(self, request).send
+            answer = Answers(self._connection, request).send
         for listener in listeners:
             try:
                 ctxt, message = from_json(request.body)
@@ -335,7 +338,7 @@ class DseDriver(base.BaseDriver):  # type: ignore[misc]
             except (Unreadable, ValueError, TypeError) as error:
                 self._refuse(address, error)
                 return
-            msg_id = f"{request.reply_to[8:]}:{request.number}"
+            msg_id = f"{request.reply_to[8:]}:{request.number}" if request.reply_to else None
             listener.put(DseIncoming(ctxt, message, msg_id, request.monitor, request.number, answer))
 
     def _told(self, pools: Sequence[tuple[str, str]], *, asked: bool) -> None:
@@ -388,61 +391,30 @@ class DseDriver(base.BaseDriver):  # type: ignore[misc]
         # Whoever sends one wrong frame may send a million: the first and then every 1,000th is logged.
         self._foreign += 1
         if self._foreign % 1000 == 1:
-            _log.warning("frame %d to %s that is none of oslo.messaging's was dropped: %s", self._foreign, address, error)
-
-
-class _Answer:
-    """Sends the answers to one request."""
-
-    def __init__(self, driver: DseDriver, request: Request) -> None:
-        self._driver = driver
-        self._address = request.reply_to
-        self._deadline = time.monotonic() + (_ANSWER if request.timeout is None else request.timeout)
-
-    def send(self, reply: Reply) -> None:
-        """Send a reply: one that still matters waits for the connection to come back, as long as its caller does."""
-        connection = self._driver._connection
-        reply.timeout = left = self._deadline - time.monotonic()
-        if left <= 0:
-            return
-        try:
-            if reply.ending:
-                self._send(connection, reply, left)
-            else:
-                connection.port.send(self._address, encode(reply), left)
-        except Unreachable as error:
-            raise MessageDeliveryFailure(str(error)) from error
-
-    def _send(self, connection: Connection, reply: Reply, left: float) -> None:
-        try:
-            try:
-                connection.send(self._address, encode(reply), deadline=self._deadline, ttl=left, retry=None)
-            except MessageDeliveryFailure as error:
-                if not isinstance(error.__cause__, Unreachable):
-                    raise
-                # The caller takes the first and no other: this may be sent twice.
-                connection.send(self._address, encode(reply), deadline=self._deadline, ttl=left, retry=None)
-        except MessageDeliveryFailure as error:
-            if not isinstance(error.__cause__, TooLarge):
-                raise
-            _log.error("the answer to message %d cannot be sent: %s", reply.number, error)
-            failure = common.serialize_remote_exception((type(error), error, None))
-            connection.send(
-                self._address, encode(Reply(reply.number, None, failure)), deadline=self._deadline, ttl=left, retry=None
+            _log.warning(
+                "frame %d to %s that is none of oslo.messaging's was dropped: %s", self._foreign, address, error
             )
+
+
+def new_driver(*arguments: Any, **keywords: Any) -> DseDriver:
+    """Return the driver for this program: the entry point."""
+    if eventletutils.is_monkey_patched("thread"):
+        from dse.oslo.green import GreenDriver
+
+        return GreenDriver(*arguments, **keywords)
+    return DseDriver(*arguments, **keywords)
 
 
 def _body(ctxt: Any, message: Any) -> bytes:
     return to_json([ctxt if isinstance(ctxt, dict) else ctxt.to_dict(), message])
 
 
-def _remote(failure: str, allowed: Sequence[str]) -> Exception:
+def _remote(failure: str, allowed: Sequence[str]) -> Any:
     """Return the exception that a failure describes: of a module that oslo.messaging allows, or its `RemoteError`."""
     try:
-        error = common.deserialize_remote_exception(failure, allowed)
+        return common.deserialize_remote_exception(failure, allowed)
     except Exception as why:  # the peer's text, or what a class of the application makes of it
-        error = RemoteError("unknown", f"a failure that cannot be read: {why}", [])
-    return error  # type: ignore[no-any-return]
+        return RemoteError("unknown", f"a failure that cannot be read: {why}", [])
 
 
 def _parts(address: str) -> tuple[str, str]:

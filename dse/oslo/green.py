@@ -1,4 +1,4 @@
-"""The port for programs that eventlet has monkey-patched.
+"""The driver for programs that eventlet has monkey-patched.
 
 What such a program calls a thread is a coroutine on one real thread, and the standard library's sockets, locks and
 clocks are eventlet's. DSE's transports need the real ones: they receive on threads of their own, and sleep in system
@@ -9,7 +9,9 @@ calls. So they get them:
 - What a transport tells, from its real threads, goes through a pipe to a coroutine, which tells the driver.
 - What may wait for the broker runs on eventlet's real threads (`eventlet.tpool`), so that other coroutines go on.
 
-All else of the driver runs in the program's coroutines, on eventlet's locks, and knows nothing of this.
+All else of the driver runs in the program's coroutines, on eventlet's locks, and knows nothing of this. Such a program
+may have real threads nevertheless, as those of `concurrent.futures` are: what they ask of the driver is done by a
+coroutine of the thread that made it.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import eventlet
 from eventlet import hubs, patcher, tpool
 
 from dse.oslo import port
+from dse.oslo.driver import DseDriver
 from dse.oslo.port import Port, PortEvents
 
 if TYPE_CHECKING:
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
     from dse.core.receiving import Awaited
     from dse.core.transport import Address, ConnectionState
 
-__all__ = ["GreenPort"]
+__all__ = ["GreenDriver", "GreenPort"]
 
 _log = logging.getLogger(__name__)
 
@@ -41,6 +44,7 @@ _UNPATCHED = ("os", "select", "socket", "_thread", "threading", "queue", "time")
 _REIMPORTED = ("ssl", "selectors", "subprocess")  # they take what they use from those above when they are imported
 
 _os = patcher.original("os")
+_threading = patcher.original("threading")
 
 
 class _Native:
@@ -48,16 +52,25 @@ class _Native:
 
     def __init__(self) -> None:
         self._modules: dict[str, ModuleType] = {}
+        self._made: dict[str, Any] = {}
+
+    def once(self, name: str, make: Callable[..., Any], *arguments: Any) -> Any:
+        """Return what `make` returned when it was called for this name, with the private copies in place."""
+        if name not in self._made:
+            with self._in_place():
+                self._made[name] = make(*arguments)
+        return self._made[name]
 
     @contextmanager
-    def modules(self) -> Iterator[None]:
-        """Let imports find the private copies, and make some of what is new."""
+    def _in_place(self) -> Iterator[None]:
         if not self._modules:
             self._modules = {name: patcher.original(name) for name in _UNPATCHED}
         before = dict(sys.modules)
-        hidden = [name for name in before if name.partition(".")[0] == "dse" or name in _REIMPORTED]
-        for name in hidden:
-            del sys.modules[name]
+        # A package has its modules as attributes, and may keep what it took from them.
+        packages = [(module, dict(vars(module))) for module in before.values() if hasattr(module, "__path__")]
+        for name in before:
+            if name.partition(".")[0] == "dse" or name in _REIMPORTED:
+                del sys.modules[name]
         sys.modules.update(self._modules)
         try:
             yield
@@ -72,6 +85,9 @@ class _Native:
             for name in self._modules:
                 sys.modules.pop(name, None)
             sys.modules.update(before)
+            for module, attributes in packages:
+                for name in vars(module).keys() - attributes.keys():
+                    delattr(module, name)
 
 
 _native = _Native()
@@ -81,8 +97,31 @@ class GreenPort(Port):
     """See the top of this file, and `dse.oslo.port.Port`."""
 
     def __init__(self, url: Any, bus: str, events: PortEvents) -> None:
-        self._bridge = _Bridge()
         super().__init__(url, bus, events)
+        self._home = _threading.get_ident()
+        self._bridge = _Bridge()
+        self._bridge.start()
+
+    def at_home(self, do: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
+        """Do something in the thread that made the port, and return or raise what it does."""
+        if _threading.get_ident() == self._home:
+            return do(*arguments, **keywords)
+        done = _threading.Event()
+        outcome: list[Any] = [None, None]
+
+        def run() -> None:
+            try:
+                outcome[0] = do(*arguments, **keywords)
+            except BaseException as error:
+                outcome[1] = error
+            finally:
+                done.set()
+
+        self._bridge.post(eventlet.spawn, run)
+        done.wait()
+        if outcome[1] is not None:
+            raise outcome[1]
+        return outcome[0]
 
     def open(self) -> None:
         self._bridge.start()
@@ -114,12 +153,36 @@ class GreenPort(Port):
         self._bridge.post(super().state_changed, state)
 
     def _core(self) -> Any:
-        with _native.modules():
-            return port.spi()
+        return _native.once("", port.spi)
 
     def _load(self, url: Any) -> Any:
-        with _native.modules():
-            return super()._load(url)
+        return _native.once(url.driver, super()._load, url)
+
+
+class GreenDriver(DseDriver):
+    """See the top of this file, and `dse.oslo.driver.DseDriver`."""
+
+    port_class = GreenPort
+
+    def send(self, *arguments: Any, **keywords: Any) -> Any:
+        return self._at_home(super().send, *arguments, **keywords)
+
+    def send_notification(self, *arguments: Any, **keywords: Any) -> None:
+        self._at_home(super().send_notification, *arguments, **keywords)
+
+    def listen(self, *arguments: Any, **keywords: Any) -> Any:
+        return self._at_home(super().listen, *arguments, **keywords)
+
+    def listen_for_notifications(self, *arguments: Any, **keywords: Any) -> Any:
+        return self._at_home(super().listen_for_notifications, *arguments, **keywords)
+
+    def cleanup(self) -> None:
+        self._at_home(super().cleanup)
+
+    def _at_home(self, do: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
+        port = self._connection.port
+        assert isinstance(port, GreenPort)
+        return port.at_home(do, *arguments, **keywords)
 
 
 class _Bridge:

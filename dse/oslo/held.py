@@ -86,7 +86,7 @@ class Held:
                 shelf.probe, shelf.due = None, max(shelf.due, now + RETRY)
             self._put(shelf, known)
             return []
-        lost = []
+        lost: list[Parcel] = []
         while not self.has_room(parcel.address, len(parcel.frame)):
             if not lossy or not shelf.waiting:
                 return [*lost, parcel]

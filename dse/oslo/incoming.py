@@ -24,7 +24,9 @@ class DseIncoming(base.RpcIncomingMessage):  # type: ignore[misc]
     be requeued. number: the caller's of the request; answer: sends a `Reply` to it, None for a cast.
     """
 
-    def __init__(self, ctxt: Any, message: Any, msg_id: str, monitor: float | None, number: int, answer: Answer | None):
+    def __init__(
+        self, ctxt: Any, message: Any, msg_id: str | None, monitor: float | None, number: int, answer: Answer | None
+    ):
         super().__init__(ctxt, message, msg_id)
         self.client_timeout = monitor
         self._number = number

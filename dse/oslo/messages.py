@@ -93,7 +93,7 @@ class Pools(msgspec.Struct, tag="p", array_like=True):
 Message = Request | Reply | Accepted | News | Ask | Pools
 
 _encoder = msgspec.msgpack.Encoder()
-_decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)  # type: ignore[arg-type]
+_decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
 
 
 def encode(message: Message) -> bytes:

@@ -1,18 +1,16 @@
 """One transport of DSE as the driver uses it: addresses are texts, and two errors are all there is.
 
 `Port` runs on threads. In a program that eventlet has monkey-patched there are none: `dse.oslo.green` has the port for
-that one, and `new_port` tells them apart.
+that one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from oslo_messaging.transport import DriverLoadFailure, InvalidTransportURL
-from oslo_utils import eventletutils
 
 from dse.oslo.options import dse_url
 
@@ -20,7 +18,7 @@ if TYPE_CHECKING:
     from dse.core.receiving import Awaited
     from dse.core.transport import Address, ConnectionState
 
-__all__ = ["Port", "PortEvents", "TooLarge", "Unreachable", "new_port", "spi"]
+__all__ = ["Port", "PortEvents", "TooLarge", "Unreachable", "spi"]
 
 
 class Unreachable(Exception):
@@ -44,8 +42,6 @@ class PortEvents(Protocol):
     def received(self, address: str, frame: bytes) -> None: ...
     def undeliverable(self, address: str, frame: bytes) -> None: ...
     def connected(self, is_connected: bool, cause: BaseException | None) -> None: ...
-
-
 
 
 def spi() -> Any:
@@ -146,12 +142,3 @@ class Port:
             address = self._dse.transport.Address(self._letters[letter], name)
             self._known[text] = address
         return address
-
-
-def new_port(url: Any, bus: str, events: PortEvents) -> Port:
-    """Return the port for this program: one on threads, or one for a program that eventlet has monkey-patched."""
-    if eventletutils.is_monkey_patched("thread"):
-        from dse.oslo.green import GreenPort
-
-        return GreenPort(url, bus, events)
-    return Port(url, bus, events)
