@@ -9,18 +9,28 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from futurist._thread import ThreadWorker
+
 from dse.transports._oslo_library import cfg, oslo_messaging
 
 DEADLINE = 10.0
+
+# Seconds that a worker thread of oslo.messaging's executor takes to see that its server has stopped, by default 1.
+ThreadWorker.MAX_IDLE_FOR = 0.02
 
 
 def configuration() -> Any:
     """Return a private configuration with the options that oslo.messaging reads."""
     from oslo_messaging import opts
+    from oslo_messaging._metrics import client as metrics
+    from oslo_messaging._tracing import client as tracing
 
     conf = cfg.ConfigOpts()
     for group, options in opts.list_opts():
         conf.register_opts(options, group=group)
+    # Which that list has not.
+    conf.register_opts(metrics.oslo_messaging_metrics, group="oslo_messaging_metrics")
+    conf.register_opts(tracing.oslo_messaging_tracing, group="oslo_messaging_tracing")
     conf([], default_config_files=[], default_config_dirs=[])
     return conf
 
@@ -142,17 +152,17 @@ class Programs:
         return server
 
     def client(self, *, on: Any = None, timeout: float = DEADLINE, **parts: Any) -> Any:
-        options = {name: parts.pop(name) for name in ("transport_options", "call_monitor_timeout", "retry") if name in parts}
+        options = {
+            name: parts.pop(name) for name in ("transport_options", "call_monitor_timeout", "retry") if name in parts
+        }
         target = self.target(**parts)
         return oslo_messaging.get_rpc_client(on or self.transport(), target, timeout=timeout, **options)
 
     def listener(self, endpoint: Any, *, pool: str | None = None, **batches: Any) -> Any:
         on = self.transport(notifications=True)
         targets = [self.target()]
-        if batches:
-            make = oslo_messaging.get_batch_notification_listener
-        else:
-            make = oslo_messaging.get_notification_listener
+        single, batch = oslo_messaging.get_notification_listener, oslo_messaging.get_batch_notification_listener
+        make = batch if batches else single
         listener = make(on, targets, [endpoint], pool=pool, **batches)
         listener.start()
         self._ends.append(lambda: end(listener))
