@@ -9,14 +9,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from futurist._thread import ThreadWorker
-
 from dse.transports._oslo_library import cfg, oslo_messaging
 
 DEADLINE = 10.0
-
-# Seconds that a worker thread of oslo.messaging's executor takes to see that its server has stopped, by default 1.
-ThreadWorker.MAX_IDLE_FOR = 0.02
 
 
 def configuration() -> Any:
@@ -128,6 +123,9 @@ class Programs:
     """Makes transports, servers and clients of oslo.messaging on one URL; `close` ends them all."""
 
     def __init__(self, url: str) -> None:
+        from futurist._thread import ThreadWorker
+
+        ThreadWorker.MAX_IDLE_FOR = 0.02  # seconds until an idle worker sees that its server has stopped, by default 1
         self.url = url
         self.conf = configuration()
         self.topic = f"topic-{secrets.token_hex(4)}"
