@@ -2,8 +2,8 @@
 
 Run by `make oslo-functional`, in an environment that has what those tests need. They are the ones that oslo.messaging
 is installed with, unchanged: they patch the process with eventlet, and go by the transport URL. Here a private broker
-is started for them. Two tests skip themselves by the scheme of the URL, although the driver does what they test: those are
-told that it begins with theirs.
+is started for them. Two tests skip themselves by the scheme of the URL, although the driver does what they test: those
+are told that it begins with theirs.
 
 The run fails when a test fails that docs/oslo.md does not list with the reason, and when a listed one passes.
 """

@@ -10,7 +10,7 @@ An address is written here as one text: the first letter of its delivery, a colo
 | exchange, topic, fanout | ``f:rpc/<exchange>/<topic>`` |
 | notifications of a topic | ``a:note/<exchange>/<topic>`` |
 | the copy for a pool | ``a:note/<exchange>/<topic>/<pool>`` |
-| answers to one driver | ``d:reply/<random>`` |
+| one driver: answers, and requests in turn | ``d:reply/<random>`` |
 """
 
 from __future__ import annotations
@@ -18,13 +18,25 @@ from __future__ import annotations
 import uuid
 from urllib.parse import quote
 
-__all__ = ["ASK", "NEWS", "fanout", "is_notification", "is_reply", "notifications", "pool", "reply", "server", "topic"]
+__all__ = [
+    "ASK",
+    "NEWS",
+    "fanout",
+    "is_notification",
+    "is_reply",
+    "is_topic",
+    "notifications",
+    "pool",
+    "reply",
+    "server",
+    "topic",
+]
 
 NEWS = "f:news"
 """Where whoever begins to listen says so; every driver hears it."""
 
 ASK = "f:ask"
-"""Where a notifier asks which pools there are; those who listen for one hear it."""
+"""Where a sender asks who listens; those who do hear it."""
 
 _NOTE = "a:note/"
 
@@ -62,6 +74,11 @@ def reply() -> str:
 def is_notification(address: str) -> bool:
     """Whether an address is one for notifications."""
     return address.startswith(_NOTE)
+
+
+def is_topic(address: str) -> bool:
+    """Whether an address is one that the servers of a topic share."""
+    return address.startswith("a:rpc/") and address.count("/") == 2
 
 
 def is_reply(address: str) -> bool:

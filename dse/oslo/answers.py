@@ -25,7 +25,7 @@ class Answers:
 
     def __init__(self, connection: Connection, request: Request) -> None:
         self._connection = connection
-        self._address = request.reply_to
+        self._address = request.sender
         self._deadline = time.monotonic() + (PATIENCE if request.timeout is None else request.timeout)
 
     def send(self, reply: Reply) -> None:

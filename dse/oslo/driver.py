@@ -13,7 +13,6 @@ import itertools
 import logging
 import math
 import os
-import threading
 import time
 import weakref
 from collections.abc import Sequence
@@ -35,8 +34,9 @@ from dse.oslo.listeners import DseListener, Registry
 from dse.oslo.messages import (
     Accepted,
     Ask,
+    Back,
+    Here,
     News,
-    Pools,
     Reply,
     Request,
     Unreadable,
@@ -46,8 +46,8 @@ from dse.oslo.messages import (
     to_json,
 )
 from dse.oslo.options import read_settings
-from dse.oslo.pools import PoolBook
 from dse.oslo.port import Port, TooLarge, Unreachable
+from dse.oslo.router import Router
 
 __all__ = ["DseDriver", "new_driver"]
 
@@ -80,12 +80,11 @@ class DseDriver(base.BaseDriver):  # type: ignore[misc]
         self._numbers = itertools.count(1)
         self._calls: dict[int, Call] = {}
         self._registry = Registry()
-        self._pools = PoolBook()
-        self._pools_lock = threading.Lock()  # protects _pools
         self._foreign = 0
         self._connection = Connection(
             self.port_class(self._url, self.settings.bus, self), always=(self._reply_to, addresses.NEWS)
         )
+        self._router = Router(self._connection, self._reply_to)
         self._keeper = Keeper(
             self.settings.hold_messages,
             self.settings.hold_bytes,
@@ -110,30 +109,30 @@ class DseDriver(base.BaseDriver):  # type: ignore[misc]
         mandatory = bool(getattr(transport_options, "at_least_once", False)) and not target.fanout
         address = self._address(target)
         body = _body(ctxt, message)
-        number = next(self._numbers)
+        request = Request(next(self._numbers), self._reply_to, body)
+        if addresses.is_topic(address):
+            request.topic = address
         if wait_for_reply:
-            call = self._call(number, timeout, call_monitor_timeout, mandatory)
-            request = Request(number, self._reply_to, body, call_monitor_timeout or None, timeout)
+            request.answer, request.monitor, request.timeout = True, call_monitor_timeout or None, timeout
+            call = self._call(request.number, timeout, call_monitor_timeout, mandatory)
             return self._result(target, self._wait(target, address, call, encode(request), timeout, retry))
         if mandatory:
-            call = self._call(number, _CONFIRMED, None, True)
-            request = Request(number, self._reply_to, body, confirm=True)
+            request.confirm = True
+            call = self._call(request.number, _CONFIRMED, None, True)
             self._wait(target, address, call, encode(request), _CONFIRMED, retry)
             return None
-        self._cast(address, number, encode(Request(number, "", body)), retry)
+        self._cast(address, request.number, encode(request), retry)
         return None
 
     def send_notification(self, target: Any, ctxt: Any, message: Any, version: float, retry: int | None = None) -> None:
         number = next(self._numbers)
         address = addresses.notifications(self._exchange(target), target.topic)
-        frame = encode(Request(number, "", _body(ctxt, message)))
-        with self._pools_lock:
-            ask, pools = self._pools.notified(time.monotonic(), address, frame)
+        frame = encode(Request(number, self._reply_to, _body(ctxt, message)))
+        self._connection.ready(math.inf, retry)
+        pools = self._router.pools_of(address, frame)
         self._cast(address, number, frame, retry)
         for pool in pools:
             self._cast(pool, number, frame, retry)
-        if ask:
-            self._tell(addresses.ASK, Ask([address], self._reply_to))
 
     def _call(self, number: int, timeout: float | None, monitor: float | None, mandatory: bool) -> Call:
         deadline = math.inf if timeout is None else time.monotonic() + timeout
@@ -144,7 +143,7 @@ class DseDriver(base.BaseDriver):  # type: ignore[misc]
         self, target: Any, address: str, call: Call, frame: bytes, timeout: float | None, retry: int | None
     ) -> Reply | None:
         try:
-            self._connection.send(address, frame, deadline=call.deadline, ttl=timeout, retry=retry)
+            self._router.send(address, frame, deadline=call.deadline, ttl=timeout, retry=retry)
             wait = self._connection.port.wait
             while not call.done:
                 left = call.left()
@@ -184,7 +183,7 @@ class DseDriver(base.BaseDriver):  # type: ignore[misc]
                 f"(hold_messages={self.settings.hold_messages}, hold_bytes={self.settings.hold_bytes})"
             )
         if not follows:
-            self._connection.send(address, frame, retry=retry)
+            self._router.send(address, frame, retry=retry)
 
     # Listening
 
@@ -215,31 +214,37 @@ class DseDriver(base.BaseDriver):  # type: ignore[misc]
         listener = DseListener(where, pools, batch_size, batch_timeout, self._leave)
         self._registry.add(listener)
         try:
-            self._connection.listen([*where, addresses.ASK] if pools else where)
+            self._connection.listen([*where, addresses.ASK])
         except BaseException:
             self._registry.remove(listener)
             raise
-        self._tell(addresses.NEWS, News(list(where), list(pools)))
+        self._router.tell(addresses.NEWS, News(self._reply_to, list(where), list(pools)))
         return listener
 
     def _leave(self, listener: DseListener) -> None:
         alone = self._registry.leaving(listener)
         if not self._connection.closed:
+            self._router.tell(addresses.NEWS, News(self._reply_to, alone, gone=True))
             for address in alone:
                 self._connection.port.unlisten(address)
         again = self._registry.remove(listener)
         back = [address for address in alone if address in again]
         if back and not self._connection.closed:  # somebody began to listen while this one left
             self._connection.listen(back)
-            self._tell(addresses.NEWS, News(back))
+            self._router.tell(addresses.NEWS, News(self._reply_to, back, self._registry.pools()))
 
     def cleanup(self) -> None:
         for listener in self._registry.all():
             listener.stop()
-        self._connection.end(self._keeper.close)
+        self._connection.end(self._part)
         for call in list(self._calls.values()):
             call.fail(MessageDeliveryFailure(f"{self._connection.port.url}: this transport has been cleaned up"))
         _drivers.discard(self)
+
+    def _part(self) -> None:
+        """Give back what comes in turn from now on, and let go of what is kept."""
+        self._connection.port.unlisten(self._reply_to)
+        self._keeper.close()
 
     # What the port tells
 
@@ -253,20 +258,23 @@ class DseDriver(base.BaseDriver):  # type: ignore[misc]
         if isinstance(message, Reply):
             self._replied(message)
         elif isinstance(message, Request):
-            self._requested(address, message)
+            self._requested(address, message, frame)
         elif isinstance(message, Accepted):
             call = self._calls.get(message.number)
             if call is not None and call.mandatory:
                 call.answer(None)
-        elif isinstance(message, News):
-            self._keeper.heard(message.addresses)
-            self._told(message.pools, asked=False)
-        elif isinstance(message, Pools):
-            self._told(message.pools, asked=True)
+        elif isinstance(message, Back):
+            self._given_back(message)
+        elif isinstance(message, Ask):
+            where, pools = self._registry.of(message.addresses)
+            if (where or pools) and addresses.is_reply(message.sender):
+                self._router.tell(message.sender, Here(self._reply_to, where, pools))
         else:
-            pools = self._registry.pools(message.addresses)
-            if pools and addresses.is_reply(message.reply_to):
-                self._tell(message.reply_to, Pools(pools))
+            if addresses.is_reply(message.server):
+                for pool, copy in self._router.told(message):
+                    self._send_held(Parcel(pool, copy, 0.0, 0))
+            if isinstance(message, News) and not message.gone:
+                self._keeper.heard(message.addresses)
 
     def undeliverable(self, address: str, frame: bytes) -> None:
         """Keep what found nobody."""
@@ -279,7 +287,10 @@ class DseDriver(base.BaseDriver):  # type: ignore[misc]
             if message.ending:
                 left = PATIENCE if message.timeout is None else message.timeout
                 self._keeper.hold(Parcel(address, frame, now + left, next(self._numbers)))
-        elif isinstance(message, Request) and message.reply_to:
+        elif isinstance(message, Request) and addresses.is_reply(address):
+            self._router.gone(address)
+            self._send_again(message, frame)
+        elif isinstance(message, Request) and (message.answer or message.confirm):
             call = self._calls.get(message.number)
             if call is None:
                 return
@@ -302,11 +313,9 @@ class DseDriver(base.BaseDriver):  # type: ignore[misc]
             _log.warning("%s is away: %s", self._connection.port.url, cause)
         elif again:
             self._keeper.connected_again()
-            self._tell(addresses.NEWS, News([*self._registry.addresses(), self._reply_to], self._registry.pools()))
-            with self._pools_lock:
-                asked = self._pools.ask_again(time.monotonic())
-            if asked:
-                self._tell(addresses.ASK, Ask(asked, self._reply_to))
+            where = [*self._registry.addresses(), self._reply_to]
+            self._router.tell(addresses.NEWS, News(self._reply_to, where, self._registry.pools()))
+            self._router.ask_again()
 
     def _replied(self, reply: Reply) -> None:
         call = self._calls.get(reply.number)
@@ -317,19 +326,21 @@ class DseDriver(base.BaseDriver):  # type: ignore[misc]
         else:
             call.heard()
 
-    def _requested(self, address: str, request: Request) -> None:
-        if request.reply_to and not addresses.is_reply(request.reply_to):
-            self._refuse(address, Unreadable(f"{request.reply_to[:40]!r} is no address for answers"))
+    def _requested(self, address: str, request: Request, frame: bytes) -> None:
+        if not addresses.is_reply(request.sender):
+            self._refuse(address, Unreadable(f"{request.sender[:40]!r} is no address for answers"))
             return
-        listeners = self._registry.choose(address)
+        in_turn = address == self._reply_to
+        listeners = self._registry.choose(request.topic if in_turn else address)
         if not listeners:
-            _log.warning("a message to %s is lost: its server has just stopped", address)
+            if in_turn:
+                self._router.tell(request.sender, Back(self._reply_to, frame))
+            else:
+                _log.warning("a message to %s is lost: its server has just stopped", address)
             return
         if request.confirm:
-            self._tell(request.reply_to, Accepted(request.number))
-        answer = None
-        if request.reply_to and not request.confirm:
-            answer = Answers(self._connection, request).send
+            self._router.tell(request.sender, Accepted(request.number))
+        answer = Answers(self._connection, request).send if request.answer else None
         for listener in listeners:
             try:
                 ctxt, message = from_json(request.body)
@@ -338,16 +349,34 @@ class DseDriver(base.BaseDriver):  # type: ignore[misc]
             except (Unreadable, ValueError, TypeError) as error:
                 self._refuse(address, error)
                 return
-            msg_id = f"{request.reply_to[8:]}:{request.number}" if request.reply_to else None
+            msg_id = f"{request.sender[8:]}:{request.number}"
             listener.put(DseIncoming(ctxt, message, msg_id, request.monitor, request.number, answer))
 
-    def _told(self, pools: Sequence[tuple[str, str]], *, asked: bool) -> None:
-        if not pools:
+    def _given_back(self, back: Back) -> None:
+        """Send a request of ours to somebody else: its server has stopped."""
+        try:
+            request = decode(back.frame)
+        except Unreadable as error:
+            self._refuse(self._reply_to, error)
             return
-        with self._pools_lock:
-            copies = self._pools.told(time.monotonic(), pools, asked=asked)
-        for address, frame in copies:
-            self._send_held(Parcel(address, frame, 0.0, 0))
+        if isinstance(request, Request) and request.sender == self._reply_to and addresses.is_topic(request.topic):
+            self._router.gone(back.server, request.topic)
+            self._send_again(request, back.frame)
+
+    def _send_again(self, request: Request, frame: bytes) -> None:
+        """Send a request to the next server of its topic: the one whose turn it was is not there."""
+        topic, ttl, deadline = request.topic, None, time.monotonic() + self.settings.hold_timeout
+        if request.answer or request.confirm:
+            call = self._calls.get(request.number)
+            if call is None:
+                return
+            deadline = call.deadline
+            ttl = max(0.001, deadline - time.monotonic()) if deadline < math.inf else None
+        try:
+            self._connection.port.send(self._router.next(topic) or topic, frame, ttl)
+        except Unreachable as error:
+            if not error.unsure:
+                self._keeper.hold(Parcel(topic, frame, deadline, request.number))
 
     # Small parts
 
@@ -361,13 +390,6 @@ class DseDriver(base.BaseDriver):  # type: ignore[misc]
         if target.server:
             return addresses.server(exchange, target.topic, target.server)
         return addresses.topic(exchange, target.topic)
-
-    def _tell(self, address: str, message: News | Ask | Pools | Accepted) -> None:
-        """Send what nobody waits for, and what is said again after an outage."""
-        try:
-            self._connection.port.send(address, encode(message), 30.0)
-        except (Unreachable, TooLarge) as error:
-            _log.debug("%s could not be sent: %s", type(message).__name__, error)
 
     def _send_held(self, parcel: Parcel) -> bool:
         ttl = None
@@ -384,8 +406,7 @@ class DseDriver(base.BaseDriver):  # type: ignore[misc]
         return True
 
     def _expired(self, parcel: Parcel) -> None:
-        with self._pools_lock:
-            self._pools.forget(parcel.address)
+        self._router.forget_pool(parcel.address)
 
     def _refuse(self, address: str, error: Exception) -> None:
         # Whoever sends one wrong frame may send a million: the first and then every 1,000th is logged.

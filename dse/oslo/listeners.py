@@ -6,7 +6,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 from oslo_messaging._drivers import base
 
@@ -164,7 +163,12 @@ class Registry:
         with self._lock:
             return list(self._listeners)
 
-    def pools(self, addresses: Any = None) -> list[tuple[str, str]]:
-        """Return the pools that are listened for, of those addresses."""
-        found = {pool for listener in self.all() for pool in listener.pools}
-        return sorted(pool for pool in found if addresses is None or pool[0] in addresses)
+    def pools(self) -> list[tuple[str, str]]:
+        """Return the pools that are listened for, each with the address of its notifications."""
+        return sorted({pool for listener in self.all() for pool in listener.pools})
+
+    def of(self, addresses: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
+        """Return which of these addresses are listened on, and the pools that are listened for of them."""
+        with self._lock:
+            where = [a for a in addresses if set(self._listeners.get(a, ())) - self._leaving]
+        return where, [pool for pool in self.pools() if pool[0] in addresses]

@@ -15,9 +15,10 @@ from oslo_serialization import jsonutils
 __all__ = [
     "Accepted",
     "Ask",
+    "Back",
+    "Here",
     "Message",
     "News",
-    "Pools",
     "Reply",
     "Request",
     "Unreadable",
@@ -38,17 +39,20 @@ class Unreadable(ValueError):
 class Request(msgspec.Struct, tag="q", array_like=True):
     """A call, a cast or a notification: ``[context, message]`` as JSON.
 
-    number: of the sender's; no two frames of a sender are the same. reply_to: where the answer goes, '' for none.
-    monitor: seconds within which the caller wants to hear that the method still runs. timeout: seconds the caller
-    waits. confirm: say `Accepted` as soon as it is there.
+    number: of the sender's; no two frames of a sender are the same. sender: his address for answers. answer: he waits
+    for one. monitor: seconds within which he wants to hear that the method still runs. timeout: seconds that he waits.
+    confirm: say `Accepted` as soon as it is there. topic: the address of the topic, for one that goes to one of its
+    servers in turn.
     """
 
     number: int
-    reply_to: str
+    sender: str
     body: bytes
+    answer: bool = False
     monitor: float | None = None
     timeout: float | None = None
     confirm: bool = False
+    topic: str = ""
 
 
 class Reply(msgspec.Struct, tag="r", array_like=True):
@@ -70,27 +74,41 @@ class Accepted(msgspec.Struct, tag="a", array_like=True):
     number: int
 
 
-class News(msgspec.Struct, tag="n", array_like=True):
-    """Somebody listens on these addresses; pools: ``(address of the notifications, name of the pool)``."""
+class Back(msgspec.Struct, tag="b", array_like=True):
+    """A request that came in turn and found that its server listens no more: the sender's own frame."""
 
+    server: str
+    frame: bytes
+
+
+class News(msgspec.Struct, tag="n", array_like=True):
+    """Somebody listens on these addresses, or does so no more (`gone`).
+
+    server: his address for answers; pools: ``(address of the notifications, name of the pool)``.
+    """
+
+    server: str
+    addresses: list[str]
+    pools: list[tuple[str, str]] = []
+    gone: bool = False
+
+
+class Ask(msgspec.Struct, tag="k", array_like=True):
+    """Who listens on these addresses, and which pools for the notifications of these?"""
+
+    addresses: list[str]
+    sender: str
+
+
+class Here(msgspec.Struct, tag="h", array_like=True):
+    """In answer to `Ask`: what `News` said."""
+
+    server: str
     addresses: list[str]
     pools: list[tuple[str, str]] = []
 
 
-class Ask(msgspec.Struct, tag="k", array_like=True):
-    """Which pools listen for the notifications of these addresses?"""
-
-    addresses: list[str]
-    reply_to: str
-
-
-class Pools(msgspec.Struct, tag="p", array_like=True):
-    """These do, as in `News`."""
-
-    pools: list[tuple[str, str]]
-
-
-Message = Request | Reply | Accepted | News | Ask | Pools
+Message = Request | Reply | Accepted | Back | News | Ask | Here
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)

@@ -44,6 +44,7 @@ class Endpoint:
 
     def __init__(self, name: str = "") -> None:
         self.name = name
+        self.heard_so_far: list[Any] = []
         self.told: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.entered = threading.Event()
         self.go_on = threading.Event()
@@ -55,6 +56,7 @@ class Endpoint:
         return self.name
 
     def tell(self, ctxt: Any, what: Any) -> None:
+        self.heard_so_far.append(what)
         self.told.put(what)
 
     def wait(self, ctxt: Any, seconds: float = DEADLINE) -> str:

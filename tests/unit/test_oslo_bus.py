@@ -15,7 +15,7 @@ import pytest
 
 from dse.core.transport import Address, Delivery, TransportUrl
 from dse.errors import UnknownTransport
-from dse.oslo.messages import Reply, Request, encode
+from dse.oslo.messages import Ask, Back, Here, News, Reply, Request, encode
 from dse.testing.contract.bus_peer import node_threads
 from dse.testing.contract.recorder import Client
 from dse.transports._oslo_library import oslo_messaging
@@ -55,6 +55,34 @@ class TestCalls:
             programs.server(Endpoint(name), name)
         client = programs.client()
         assert Counter(client.call({}, "who") for _ in range(60)).keys() == {"a", "b", "c"}
+
+    def test_servers_take_turns_from_the_first_cast_on(self, programs: Programs) -> None:
+        endpoints = {name: Endpoint(name) for name in "abc"}
+        for name, endpoint in endpoints.items():
+            programs.server(endpoint, name)
+        client = programs.client()
+        for number in range(30):
+            client.cast({}, "tell", what=number)
+        for name in endpoints:
+            client.prepare(server=name).call({}, "who")
+        soon(lambda: sum(len(endpoint.heard_so_far) for endpoint in endpoints.values()) == 30)
+        assert [len(endpoint.heard_so_far) for endpoint in endpoints.values()] == [10, 10, 10]
+
+    def test_a_server_that_has_gone_is_left_out(self, programs: Programs) -> None:
+        first = programs.server(Endpoint("a"), "a")
+        programs.server(Endpoint("b"), "b")
+        client = programs.client()
+        assert {client.call({}, "who") for _ in range(6)} == {"a", "b"}
+        first.transport.cleanup()  # without a word of stopping
+        assert {client.call({}, "who") for _ in range(6)} == {"b"}
+
+    def test_a_server_that_comes_takes_its_turn(self, programs: Programs) -> None:
+        programs.server(Endpoint("a"), "a")
+        client = programs.client()
+        assert {client.call({}, "who") for _ in range(6)} == {"a"}
+        programs.server(Endpoint("b"), "b")
+        soon(lambda: client.call({}, "who") == "b")
+        assert Counter(client.call({}, "who") for _ in range(10)) == {"a": 5, "b": 5}
 
     def test_servers_on_one_transport_share_the_calls(self, programs: Programs) -> None:
         on = programs.transport()
@@ -304,7 +332,7 @@ class Hostile(Client):
         def reply(address: Address, frame: bytes) -> None:
             request = Request(*_decode(frame))
             self.transport.send(
-                Address(Delivery.DIRECT, request.reply_to[2:]), encode(Reply(request.number, None, failure))
+                Address(Delivery.DIRECT, request.sender[2:]), encode(Reply(request.number, None, failure))
             )
 
         self.received = reply  # type: ignore[method-assign]
@@ -330,6 +358,9 @@ def hostile(programs: Programs) -> Iterator[Hostile]:
     client.transport.close()
 
 
+WHO = "d:reply/x"
+
+
 class TestHostileFrames:
     def test_frames_that_are_none_are_dropped_and_calls_go_on(self, programs: Programs, hostile: Client) -> None:
         endpoint = Endpoint("here")
@@ -340,16 +371,21 @@ class TestHostileFrames:
         frames = [
             b"",
             b"\x00",
-            b"\x02" + encode(Request(1, "", body))[1:],
-            encode(Request(1, "", body))[:-3],
+            b"\x02" + encode(Request(1, WHO, body))[1:],
+            encode(Request(1, WHO, body))[:-3],
             b"\x01" + b"\x91" * 100_000,
-            encode(Request(1, "", b"{")),
-            encode(Request(1, "", b"[" * 100_000)),
-            encode(Request(1, "", b"[1, 2, 3]")),
-            encode(Request(1, "", b'[{}, "x"]')),
-            encode(Request(1, "", b"\xff\xfe")),
+            encode(Request(1, WHO, b"{")),
+            encode(Request(1, WHO, b"[" * 100_000)),
+            encode(Request(1, WHO, b"[1, 2, 3]")),
+            encode(Request(1, WHO, b'[{}, "x"]')),
+            encode(Request(1, WHO, b"\xff\xfe")),
             encode(Request(1, "a:rpc/x/y", body)),
-            encode(Request(1, "d:", body)),
+            encode(Request(1, "d:", body, True)),
+            encode(Back(WHO, b"\x01")),
+            encode(Back(WHO, encode(Request(1, WHO, body)))),
+            encode(News("a:rpc/x", ["a:rpc/openstack/t"], [("x", "y")])),
+            encode(Here("d:", [""], [("", "")])),
+            encode(Ask([""], "f:news")),
             encode(Reply(1, b"1")),
             encode(Reply(-1, None, "{")),
         ]
@@ -359,13 +395,15 @@ class TestHostileFrames:
             hostile.transport.send(Address(Delivery.FANOUT, f"rpc/openstack/{programs.topic}"), frame)
             hostile.transport.send(Address(Delivery.FANOUT, "news"), frame)
             hostile.transport.send(Address(Delivery.DIRECT, reply_to), frame)
+        misled = encode(Request(1, WHO, body, topic="a:rpc/openstack/nowhere"))
+        hostile.transport.send(Address(Delivery.DIRECT, reply_to), misled)
         assert [client.call({}, "who") for _ in range(5)] == ["here"] * 5
         assert endpoint.heard() == []
 
     def test_an_answer_that_cannot_be_read_ends_the_call(self, programs: Programs, hostile: Hostile) -> None:
         def reply(address: Address, frame: bytes) -> None:
             request = Request(*_decode(frame))
-            hostile.transport.send(Address(Delivery.DIRECT, request.reply_to[2:]), encode(Reply(request.number, b"{")))
+            hostile.transport.send(Address(Delivery.DIRECT, request.sender[2:]), encode(Reply(request.number, b"{")))
 
         hostile.received = reply  # type: ignore[method-assign]
         hostile.transport.listen(Address(Delivery.ANYCAST, f"rpc/openstack/{programs.topic}"))
@@ -416,7 +454,7 @@ class TestNotifications:
         notifier.info({}, "event", "before")
         soon(lambda: plain.heard)
         programs.listener(late := Audience(), pool="late")
-        book = notifier.transport._driver._pools
+        book = notifier.transport._driver._router._pools
         soon(lambda: any(page.pools for page in book._pages.values()))
         notifier.info({}, "event", "after")
         soon(lambda: late.heard)

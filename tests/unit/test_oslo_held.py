@@ -1,4 +1,4 @@
-"""What a sender keeps for those who do not listen yet, and which pools a notifier knows: two machines, by the clock."""
+"""What a sender keeps for those who do not listen yet, which pools it knows, and whose turn it is: by the clock."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import random
 
 from dse.oslo.held import RETRY, SETTLE, Held, Parcel
 from dse.oslo.pools import WINDOW, PoolBook
+from dse.oslo.turns import ASK_AGAIN, Turns
 
 A, B = "a:rpc/x/a", "a:note/x/b"
 
@@ -192,3 +193,43 @@ class TestPoolBook:
         book.told(0.1, [(B, "red"), (B, "a/b")], asked=True)
         book.forget(f"{B}/red")
         assert book.notified(0.2, B, b"2") == (False, [f"{B}/a%2Fb"])
+
+
+class TestTurns:
+    def test_the_first_message_to_a_topic_asks_and_then_one_every_half_minute(self) -> None:
+        turns = Turns()
+        assert [turns.asks(now, A) for now in (0.0, 1.0, ASK_AGAIN, ASK_AGAIN + 1)] == [
+            (True, True),
+            (False, False),
+            (True, False),
+            (False, False),
+        ]
+
+    def test_servers_take_turns(self) -> None:
+        turns = Turns()
+        turns.asks(0.0, A)
+        assert turns.next(A) is None
+        for server in ("x", "y", "x"):
+            turns.here(server, [A, B])
+        assert [turns.next(A) for _ in range(4)] in (["x", "y"] * 2, ["y", "x"] * 2)
+        assert (turns.known(A), turns.known(B), turns.next(B)) == (2, 0, None)
+
+    def test_who_has_gone_has_no_turn(self) -> None:
+        turns = Turns()
+        for address in (A, B):
+            turns.asks(0.0, address)
+        for server in ("x", "y"):
+            turns.here(server, [A, B])
+        turns.gone("x", [A])
+        assert {turns.next(A) for _ in range(4)} == {"y"}
+        assert {turns.next(B) for _ in range(4)} == {"x", "y"}
+        turns.gone("y")
+        assert (turns.next(A), turns.next(B)) == (None, "x")
+
+    def test_after_an_outage_nobody_is_known(self) -> None:
+        turns = Turns()
+        turns.asks(0.0, A)
+        turns.here("x", [A])
+        assert turns.ask_again(9.0) == [A]
+        assert turns.next(A) is None
+        assert turns.asks(10.0, A) == (False, False)
