@@ -60,7 +60,7 @@ large: $(VENV)/.dev brokers ## the first sync of a table of a million rows (ROWS
 
 build/oslo/.done: tools/venv setup.cfg $(PLUGIN_FILES)
 	@mkdir -p build/oslo && tools/venv "$(PYTHON)" build/oslo/venv .[redis,rabbit,oslo] $(PLUGINS)
-	@build/oslo/venv/bin/python -m pip install --disable-pip-version-check --quiet oslotest testscenarios requests
+	@build/oslo/venv/bin/python -m pip install --disable-pip-version-check -qq oslotest testscenarios requests
 	@touch $@
 
 oslo-functional: build/oslo/.done brokers ## oslo.messaging's own functional tests over DSE; ARGS="redis fake nats rabbit"

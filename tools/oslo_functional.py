@@ -15,6 +15,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -147,6 +148,8 @@ def run(url: str, workers: int) -> tuple[dict[str, tuple[str, float, str]], list
             said.seek(0)
             broken.append(f"a worker ended with {process.returncode}: {said.read()[-2000:]}")
         said.close()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # what a test that failed has started and not ended
         for line in lines.splitlines():
             if line.startswith("["):
                 name, outcome, seconds, why = json.loads(line)

@@ -18,9 +18,8 @@ import weakref
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from oslo_messaging import MessagingTimeout, RemoteError
-from oslo_messaging._drivers import base, common
-from oslo_messaging.exceptions import MessageDeliveryFailure, MessageUndeliverable, MessagingException
+from oslo_messaging._drivers import base
+from oslo_messaging.exceptions import MessageDeliveryFailure
 from oslo_utils import eventletutils
 
 from dse.oslo import addresses
@@ -43,10 +42,10 @@ from dse.oslo.messages import (
     decode,
     encode,
     from_json,
-    to_json,
 )
 from dse.oslo.options import read_settings
 from dse.oslo.port import Port, TooLarge, Unreachable
+from dse.oslo.results import body_of, result_of, timed_out, undeliverable
 from dse.oslo.router import Router
 
 __all__ = ["DseDriver", "new_driver"]
@@ -108,14 +107,15 @@ class DseDriver(base.BaseDriver):  # type: ignore[misc]
     ) -> Any:
         mandatory = bool(getattr(transport_options, "at_least_once", False)) and not target.fanout
         address = self._address(target)
-        body = _body(ctxt, message)
+        body = body_of(ctxt, message)
         request = Request(next(self._numbers), self._reply_to, body)
         if addresses.is_topic(address):
             request.topic = address
         if wait_for_reply:
             request.answer, request.monitor, request.timeout = True, call_monitor_timeout or None, timeout
             call = self._call(request.number, timeout, call_monitor_timeout, mandatory)
-            return self._result(target, self._wait(target, address, call, encode(request), timeout, retry))
+            reply = self._wait(target, address, call, encode(request), timeout, retry)
+            return result_of(target, reply, self._allowed_remote_exmods)
         if mandatory:
             request.confirm = True
             call = self._call(request.number, _CONFIRMED, None, True)
@@ -127,7 +127,7 @@ class DseDriver(base.BaseDriver):  # type: ignore[misc]
     def send_notification(self, target: Any, ctxt: Any, message: Any, version: float, retry: int | None = None) -> None:
         number = next(self._numbers)
         address = addresses.notifications(self._exchange(target), target.topic)
-        frame = encode(Request(number, self._reply_to, _body(ctxt, message)))
+        frame = encode(Request(number, self._reply_to, body_of(ctxt, message)))
         self._connection.ready(math.inf, retry)
         pools = self._router.pools_of(address, frame)
         self._cast(address, number, frame, retry)
@@ -148,7 +148,7 @@ class DseDriver(base.BaseDriver):  # type: ignore[misc]
             while not call.done:
                 left = call.left()
                 if left <= 0:
-                    raise self._timed_out(target, call)
+                    raise timed_out(target, self._exchange(target), call)
                 wait(call, min(left, _LONGEST))
         finally:
             del self._calls[call.number]
@@ -157,23 +157,6 @@ class DseDriver(base.BaseDriver):  # type: ignore[misc]
         if call.error is not None:
             raise call.error
         return call.reply
-
-    def _timed_out(self, target: Any, call: Call) -> Any:
-        where = f"exchange {self._exchange(target)!r}, topic {target.topic!r}"
-        where += f", server {target.server!r}" if target.server else ""
-        if call.found_nobody:
-            return MessagingTimeout(f"no server has listened in time on {where}")
-        return MessagingTimeout(f"no answer has come in time to message {call.number} for {where}")
-
-    def _result(self, target: Any, reply: Reply | None) -> Any:
-        if reply is None or (reply.body is None and reply.failure is None):
-            return None
-        if reply.failure is not None:
-            raise _remote(reply.failure, self._allowed_remote_exmods)
-        try:
-            return from_json(reply.body or b"null")
-        except Unreadable as error:
-            raise MessagingException(f"the answer from topic {target.topic!r} cannot be read: {error}") from None
 
     def _cast(self, address: str, number: int, frame: bytes, retry: int | None) -> None:
         follows = self._keeper.follow(Parcel(address, frame, time.monotonic() + self.settings.hold_timeout, number))
@@ -243,8 +226,10 @@ class DseDriver(base.BaseDriver):  # type: ignore[misc]
 
     def _part(self) -> None:
         """Give back what comes in turn from now on, and let go of what is kept."""
-        self._connection.port.unlisten(self._reply_to)
-        self._keeper.close()
+        try:
+            self._connection.port.unlisten(self._reply_to)
+        finally:
+            self._keeper.close()
 
     # What the port tells
 
@@ -295,8 +280,7 @@ class DseDriver(base.BaseDriver):  # type: ignore[misc]
             if call is None:
                 return
             if call.mandatory:
-                found = MessagingException(f"nobody listens on {address[2:]}")
-                call.fail(MessageUndeliverable(found, *_parts(address), frame))
+                call.fail(undeliverable(address, frame))
                 return
             call.found_nobody = True
             self._keeper.hold(Parcel(address, frame, call.deadline, message.number))
@@ -350,7 +334,10 @@ class DseDriver(base.BaseDriver):  # type: ignore[misc]
                 self._refuse(address, error)
                 return
             msg_id = f"{request.sender[8:]}:{request.number}"
-            listener.put(DseIncoming(ctxt, message, msg_id, request.monitor, request.number, answer))
+            monitor = request.monitor if request.monitor is not None and 0 < request.monitor <= _LONGEST else None
+            taken = listener.put(DseIncoming(ctxt, message, msg_id, monitor, request.number, answer))
+            if not taken and in_turn:
+                self._router.tell(request.sender, Back(self._reply_to, frame))
 
     def _given_back(self, back: Back) -> None:
         """Send a request of ours to somebody else: its server has stopped."""
@@ -424,24 +411,6 @@ def new_driver(*arguments: Any, **keywords: Any) -> DseDriver:
 
         return GreenDriver(*arguments, **keywords)
     return DseDriver(*arguments, **keywords)
-
-
-def _body(ctxt: Any, message: Any) -> bytes:
-    return to_json([ctxt if isinstance(ctxt, dict) else ctxt.to_dict(), message])
-
-
-def _remote(failure: str, allowed: Sequence[str]) -> Any:
-    """Return the exception that a failure describes: of a module that oslo.messaging allows, or its `RemoteError`."""
-    try:
-        return common.deserialize_remote_exception(failure, allowed)
-    except Exception as why:  # the peer's text, or what a class of the application makes of it
-        return RemoteError("unknown", f"a failure that cannot be read: {why}", [])
-
-
-def _parts(address: str) -> tuple[str, str]:
-    """Return the exchange and the rest of an address."""
-    _, exchange, rest = address.split("/", 2)
-    return exchange, rest
 
 
 _drivers: weakref.WeakSet[DseDriver] = weakref.WeakSet()

@@ -21,7 +21,7 @@ class DseListener(base.Listener):  # type: ignore[misc]
 
     addresses: what it listens on. leave: called once to end that; returns when nothing more comes.
 
-    Lock: ``_changed`` protects ``_waiting``, ``_started``, ``_stopped``.
+    Lock: ``_changed`` protects ``_waiting``, ``_started``, ``_stopped`` and ``_ended``.
     """
 
     def __init__(
@@ -40,17 +40,20 @@ class DseListener(base.Listener):  # type: ignore[misc]
         self._waiting: list[DseIncoming] = []  # before the start; and for batches
         self._started = False
         self._stopped = False
+        self._ended = False  # nothing more is taken
         self._thread: threading.Thread | None = None
 
-    def put(self, incoming: DseIncoming) -> None:
-        """Hand a message on; from the threads that receive."""
+    def put(self, incoming: DseIncoming) -> bool:
+        """Hand a message on, from the threads that receive; return False when it has stopped meanwhile."""
         if not self._started or self._thread is not None:
             with self._changed:
                 if not self._started or self._thread is not None:
+                    if self._ended:
+                        return False
                     self._waiting.append(incoming)
                     self._changed.notify()
-                    return
-        self._hand_on([incoming])
+                    return True
+        return self._hand_on([incoming])
 
     def start(self, on_incoming_callback: Callable[[list[DseIncoming]], None]) -> None:
         super().start(on_incoming_callback)
@@ -85,13 +88,15 @@ class DseListener(base.Listener):  # type: ignore[misc]
     def cleanup(self) -> None:
         self.stop()
 
-    def _hand_on(self, messages: list[DseIncoming]) -> None:
+    def _hand_on(self, messages: list[DseIncoming]) -> bool:
         callback = self.on_incoming_callback
+        if callback is None:
+            return False
         try:
-            if callback is not None:
-                callback(messages)
+            callback(messages)
         except Exception:
             _log.exception("%d messages are lost: the server did not take them", len(messages))
+        return True
 
     def _batches(self) -> None:
         while True:
@@ -104,6 +109,7 @@ class DseListener(base.Listener):  # type: ignore[misc]
                         break
                 batch, self._waiting = self._waiting[: self.batch_size], self._waiting[self.batch_size :]
                 if not batch and self._stopped:
+                    self._ended = True
                     return
             if batch:
                 self._hand_on(batch)

@@ -19,6 +19,7 @@ __all__ = ["ASK_AGAIN", "Turns"]
 
 ASK_AGAIN = 30.0
 _MOST = 10_000  # topics remembered
+_SERVERS = 10_000  # of one topic
 
 
 @dataclass(slots=True)
@@ -64,7 +65,7 @@ class Turns:
         """This server listens on these addresses."""
         for address in addresses:
             topic = self._topics.get(address)
-            if topic is not None and server not in topic.servers:
+            if topic is not None and server not in topic.servers and len(topic.servers) < _SERVERS:
                 topic.servers.append(server)
 
     def gone(self, server: str, addresses: Iterable[str] | None = None) -> None:
