@@ -130,32 +130,42 @@ def run(url: str, workers: int) -> tuple[dict[str, tuple[str, float, str]], list
     broken: list[str] = []
     environment = {**os.environ, "RPC_TRANSPORT_URL": url, "NOTIFY_TRANSPORT_URL": url}
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"  # one test starts python3
-    processes = []
-    for part in range(workers):
-        command = [sys.executable, "-W", "ignore", __file__, "--worker", f"{part}/{workers}"]
-        said = tempfile.TemporaryFile("w+")  # noqa: SIM115
-        processes.append(
-            (subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=said, text=True), said)
-        )
-    for process, said in processes:
-        try:
-            lines, _ = process.communicate(timeout=PATIENCE)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            lines, _ = process.communicate()
-            broken.append(f"a worker did not finish within {PATIENCE:g} s")
-        if process.returncode:
-            said.seek(0)
-            broken.append(f"a worker ended with {process.returncode}: {said.read()[-2000:]}")
-        said.close()
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # what a test that failed has started and not ended
-        for line in lines.splitlines():
-            if line.startswith("["):
-                name, outcome, seconds, why = json.loads(line)
-                if name not in found or outcome == "failed":
-                    found[name] = (outcome, seconds, why)
+    with contextlib.ExitStack() as ends:
+        processes = []
+        for part in range(workers):
+            said = ends.enter_context(tempfile.TemporaryFile("w+"))
+            process = subprocess.Popen(
+                [sys.executable, "-W", "ignore", __file__, "--worker", f"{part}/{workers}"],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=said,
+                text=True,
+                start_new_session=True,
+            )
+            ends.callback(_end, process)  # with what a test that failed has started and not ended
+            processes.append((process, said))
+        for process, said in processes:
+            try:
+                lines, _ = process.communicate(timeout=PATIENCE)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                lines, _ = process.communicate()
+                broken.append(f"a worker did not finish within {PATIENCE:g} s")
+            if process.returncode:
+                said.seek(0)
+                broken.append(f"a worker ended with {process.returncode}: {said.read()[-2000:]}")
+            for line in lines.splitlines():
+                if line.startswith("["):
+                    name, outcome, seconds, why = json.loads(line)
+                    if name not in found or outcome == "failed":
+                        found[name] = (outcome, seconds, why)
     return found, broken
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def listed() -> dict[str, str]:
