@@ -19,6 +19,8 @@ _log = logging.getLogger(__name__)
 PATIENCE = 60.0
 """Seconds that an answer is kept for a caller of whom it is not known how long he waits."""
 
+_LONGEST = 86400.0
+
 
 class Answers:
     """Sends the answers to one request."""
@@ -26,7 +28,9 @@ class Answers:
     def __init__(self, connection: Connection, request: Request) -> None:
         self._connection = connection
         self._address = request.sender
-        self._deadline = time.monotonic() + (PATIENCE if request.timeout is None else request.timeout)
+        wanted = request.timeout  # the peer's number, which may be none
+        patience = min(wanted, _LONGEST) if wanted is not None and wanted > 0 else PATIENCE
+        self._deadline = time.monotonic() + patience
 
     def send(self, reply: Reply) -> None:
         """Send a reply: one that still matters waits for the connection to come back, as long as its caller does."""

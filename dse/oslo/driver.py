@@ -53,6 +53,7 @@ __all__ = ["DseDriver", "new_driver"]
 _log = logging.getLogger(__name__)
 
 _CONFIRMED = 5.0  # seconds that a cast with at_least_once waits to be confirmed
+_MONITOR = 1e6  # seconds that a caller may ask to be told of at most
 _LONGEST = 3600.0  # seconds of one wait: what a lock can wait is bounded
 
 
@@ -258,7 +259,7 @@ class DseDriver(base.BaseDriver):  # type: ignore[misc]
             if addresses.is_reply(message.server):
                 for pool, copy in self._router.told(message):
                     self._send_held(Parcel(pool, copy, 0.0, 0))
-            if isinstance(message, News) and not message.gone:
+            if isinstance(message, Here) or not message.gone:
                 self._keeper.heard(message.addresses)
 
     def undeliverable(self, address: str, frame: bytes) -> None:
@@ -334,7 +335,7 @@ class DseDriver(base.BaseDriver):  # type: ignore[misc]
                 self._refuse(address, error)
                 return
             msg_id = f"{request.sender[8:]}:{request.number}"
-            monitor = request.monitor if request.monitor is not None and 0 < request.monitor <= _LONGEST else None
+            monitor = request.monitor if request.monitor is not None and 0 < request.monitor <= _MONITOR else None
             taken = listener.put(DseIncoming(ctxt, message, msg_id, monitor, request.number, answer))
             if not taken and in_turn:
                 self._router.tell(request.sender, Back(self._reply_to, frame))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import secrets
+import subprocess
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -74,6 +76,15 @@ class TestCalls:
         client = programs.client()
         assert {client.call({}, "who") for _ in range(6)} == {"a", "b"}
         first.transport.cleanup()  # without a word of stopping
+        assert {client.call({}, "who") for _ in range(6)} == {"b"}
+
+    def test_what_comes_to_a_server_that_has_just_stopped_goes_to_the_next(self, programs: Programs) -> None:
+        servers = [programs.server(Endpoint(name), name) for name in "ab"]
+        client = programs.client()
+        assert {client.call({}, "who") for _ in range(6)} == {"a", "b"}
+        driver = servers[0].transport._driver
+        driver._registry.remove(servers[0].listener)  # as between two steps of stopping: nobody has been told
+        driver._connection.port.unlisten(servers[0].listener.addresses[0])
         assert {client.call({}, "who") for _ in range(6)} == {"b"}
 
     def test_a_server_that_comes_takes_its_turn(self, programs: Programs) -> None:
@@ -612,6 +623,36 @@ def test_any_url_of_dse_may_stand_in_an_option() -> None:
         assert made.client().call({}, "who") == "there"
     finally:
         made.close()
+
+
+def test_a_user_sees_no_warning_and_no_log_line() -> None:
+    code = """
+import warnings
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # importing oslo.messaging warns of eventlet, in any program
+    import oslo_messaging
+    from oslo_config import cfg
+class Endpoint:
+    def echo(self, ctxt, x): return x
+cfg.CONF([], default_config_files=[])
+transport = oslo_messaging.get_rpc_transport(cfg.CONF, url="dse+fake://a")
+target = oslo_messaging.Target(topic="t", server="s")
+server = oslo_messaging.get_rpc_server(transport, target, [Endpoint()])
+server.start()
+print(oslo_messaging.get_rpc_client(transport, target).call({}, "echo", x=7))
+server.stop()
+server.wait()
+transport.cleanup()
+"""
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "7\n", "")
+
+
+def test_the_options_are_listed_for_the_generator_of_configuration_files() -> None:
+    (listed,) = (entry.load() for entry in entry_points(group="oslo.config.opts") if entry.name == "oslo.messaging.dse")
+    ((group, options),) = listed()
+    assert group == "oslo_messaging_dse"
+    assert {option.name for option in options} == {"bus", "hold_timeout", "hold_messages", "hold_bytes"}
 
 
 def test_the_options_may_stand_in_a_configuration_file(tmp_path: Path) -> None:
