@@ -201,7 +201,7 @@ def main() -> int:
     for kind in given.brokers:
         began = time.monotonic()
         with served(kind) as url:
-            print(f"oslo.messaging's functional tests over {url.partition('@')[2] or url}", flush=True)
+            print(f"oslo.messaging's functional tests over {re.sub('//.*@', '//', url)}", flush=True)
             found, broken = run(url, given.workers)
         wrong += broken + judge(kind, found, listed())
         print(f"{kind}: {time.monotonic() - began:.0f} s", flush=True)

@@ -7,6 +7,7 @@ up.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import threading
@@ -22,6 +23,8 @@ __all__ = ["Connection"]
 _log = logging.getLogger(__name__)
 
 _ATTEMPT = 1.0  # seconds
+_NEWS = 0.05  # seconds that the news of a loss may take
+_REFUSALS = 20  # times that a connection may say that it is there, and take nothing
 
 
 class Connection:
@@ -66,7 +69,7 @@ class Connection:
         delivery must not happen.
         """
         until = time.monotonic() + ttl if ttl is not None else None
-        while True:
+        for failures in itertools.count():
             self.ready(deadline, retry)
             if until is not None:
                 ttl = max(0.001, until - time.monotonic())
@@ -80,18 +83,21 @@ class Connection:
                     raise MessageDeliveryFailure(
                         f"the connection broke while the message was being sent, which may or may not arrive: {error}"
                     ) from error
-                self._pause(deadline)
+                if failures >= _REFUSALS:
+                    raise MessageDeliveryFailure(str(error)) from error
+                self._pause(deadline, _NEWS)
 
     def listen(self, addresses: Sequence[str]) -> None:
         """Return once what is sent to these addresses arrives; waits for the broker, and logs that it does."""
-        while True:
+        for failures in itertools.count():
             self.ready(math.inf, None)
             try:
                 self.port.listen(addresses)
                 return
             except Unreachable as error:
-                _log.warning("%s; listening again as soon as it is back", error)
-                self._pause(math.inf)
+                if failures < 2 or failures % 16 == 0:
+                    _log.warning("%s; listening again as soon as it is possible", error)
+                self._pause(math.inf, min(2.0, _NEWS * 2 ** min(failures, 6)))
 
     def ready(self, deadline: float, retry: int | None) -> None:
         """Return once connected; raise `MessagingTimeout` at the deadline, else `MessageDeliveryFailure`."""
@@ -110,7 +116,7 @@ class Connection:
                     self._state = "opening"
             cause = self._open(attempts) if mine else None
             if mine and cause is None:
-                return
+                continue
             if time.monotonic() >= deadline:
                 raise MessagingTimeout(f"{self.port.url} could not be reached in time{f': {cause}' if cause else ''}")
             if retry is not None and 0 <= retry <= attempts:
@@ -156,10 +162,12 @@ class Connection:
                 self.port.close()
         return failure
 
-    def _pause(self, deadline: float) -> None:
-        """Let the news of the loss arrive, which `connected` says nothing of yet."""
+    def _pause(self, deadline: float, seconds: float) -> None:
+        """Let the news of the loss arrive, which `connected` says nothing of yet; and do not try too often."""
         with self._changed:
-            self._changed.wait_for(lambda: not self.connected, min(0.05, _left(deadline)))
+            self._changed.wait_for(
+                lambda: self.closed or (seconds == _NEWS and not self.connected), min(seconds, _left(deadline))
+            )
 
 
 def _left(deadline: float) -> float:
