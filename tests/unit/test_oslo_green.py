@@ -28,7 +28,8 @@ import dse.core.connection
 from oslo_programs import Audience, Endpoint, Programs, soon
 
 native = patcher.original("threading")
-modules = {name: sys.modules[name] for name in ("dse", "dse.core.connection", "threading", "socket", "ssl", "select", "os")}
+names = ("dse", "dse.core.connection", "threading", "socket", "ssl", "select", "os")
+modules = {name: sys.modules[name] for name in names}
 futures = set(vars(concurrent.futures))
 
 said = []
