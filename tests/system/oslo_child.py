@@ -45,6 +45,7 @@ class Endpoint:
         return os.getpid()
 
     def last(self, ctxt: Any, seconds: float) -> str:
+        self._told.append("last")
         time.sleep(seconds)
         return self._name
 

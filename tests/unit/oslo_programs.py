@@ -48,6 +48,7 @@ class Endpoint:
         self.told: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.entered = threading.Event()
         self.go_on = threading.Event()
+        self.left = threading.Event()
 
     def echo(self, ctxt: Any, **arguments: Any) -> Any:
         return {"context": ctxt, "arguments": arguments}
@@ -62,6 +63,7 @@ class Endpoint:
     def wait(self, ctxt: Any, seconds: float = DEADLINE) -> str:
         self.entered.set()
         assert self.go_on.wait(seconds)
+        self.left.set()
         return self.name
 
     def last(self, ctxt: Any, seconds: float) -> str:
