@@ -6,7 +6,6 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Sequence
 
 from dse.oslo import addresses
 from dse.oslo.connection import Connection
@@ -19,7 +18,8 @@ __all__ = ["Router"]
 
 _log = logging.getLogger(__name__)
 
-_FIRST = 0.1  # seconds that the first message to a topic waits for word of its servers at most
+_FIRST = 0.25  # seconds that the first message to a topic waits for word of its servers at most
+_OTHERS = 0.03  # seconds that the others may take longer than the quickest, at least
 
 
 class Router:
@@ -109,7 +109,7 @@ class Router:
             with self._changed:
                 self._changed.wait_for(lambda: self._turns.known(address), max(0.0, min(_FIRST, deadline - began)))
                 # The others need about as long as the quickest did; how many there are, nobody can know.
-                rest: Sequence[float] = (3 * (time.monotonic() - began) + 0.005, _FIRST, deadline - began)
-                end = began + min(rest)
+                quickest = time.monotonic() - began
+                end = min(began + quickest + max(_OTHERS, 4 * quickest), began + _FIRST, deadline)
                 while (left := end - time.monotonic()) > 0:
                     self._changed.wait(left)

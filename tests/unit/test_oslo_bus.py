@@ -56,17 +56,18 @@ class TestCalls:
         for name in "abc":
             programs.server(Endpoint(name), name)
         client = programs.client()
-        assert Counter(client.call({}, "who") for _ in range(60)).keys() == {"a", "b", "c"}
+        soon(lambda: {client.call({}, "who") for _ in range(60)} == {"a", "b", "c"})
 
-    def test_servers_take_turns_from_the_first_cast_on(self, programs: Programs) -> None:
+    def test_servers_take_turns_as_soon_as_they_are_known(self, programs: Programs) -> None:
         endpoints = {name: Endpoint(name) for name in "abc"}
         for name, endpoint in endpoints.items():
             programs.server(endpoint, name)
         client = programs.client()
+        client.call({}, "who")
+        turns, topic = client.transport._driver._router._turns, f"a:rpc/openstack/{programs.topic}"
+        soon(lambda: turns.known(topic) == 3)  # on a busy machine one may be later than the first message waits for
         for number in range(30):
             client.cast({}, "tell", what=number)
-        for name in endpoints:
-            client.prepare(server=name).call({}, "who")
         soon(lambda: sum(len(endpoint.heard_so_far) for endpoint in endpoints.values()) == 30)
         assert [len(endpoint.heard_so_far) for endpoint in endpoints.values()] == [10, 10, 10]
 
@@ -74,14 +75,14 @@ class TestCalls:
         first = programs.server(Endpoint("a"), "a")
         programs.server(Endpoint("b"), "b")
         client = programs.client()
-        assert {client.call({}, "who") for _ in range(6)} == {"a", "b"}
+        soon(lambda: {client.call({}, "who") for _ in range(6)} == {"a", "b"})
         first.transport.cleanup()  # without a word of stopping
         assert {client.call({}, "who") for _ in range(6)} == {"b"}
 
     def test_what_comes_to_a_server_that_has_just_stopped_goes_to_the_next(self, programs: Programs) -> None:
         servers = [programs.server(Endpoint(name), name) for name in "ab"]
         client = programs.client()
-        assert {client.call({}, "who") for _ in range(6)} == {"a", "b"}
+        soon(lambda: {client.call({}, "who") for _ in range(6)} == {"a", "b"})
         driver = servers[0].transport._driver
         driver._registry.remove(servers[0].listener)  # as between two steps of stopping: nobody has been told
         driver._connection.port.unlisten(servers[0].listener.addresses[0])
