@@ -16,10 +16,10 @@ MOVES  ?= 3
 PYTEST  = $(BIN)/python -m pytest -n 4 --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help docs demo test test-fake scenarios soak faults simulate scale large bench lint types format brokers guarantees pins audit fuzz fuzz-frames move clean
+.PHONY: help docs demo test test-fake scenarios soak faults simulate scale large bench lint types format brokers guarantees pins audit fuzz fuzz-frames move oslo-functional clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # Drivers that are distributions of their own, with the extra that brings the server they start.
 PLUGINS = plugins/dse-nats[local]
@@ -83,6 +83,14 @@ soak: $(VENV)/.dev brokers ## ten minutes of coming and going on every driver; w
 
 large: $(VENV)/.dev brokers ## the first sync of a table of a million rows (ROWS=1000000)
 	DSE_LARGE_ROWS=$(or $(ROWS),1000000) $(BIN)/python -m pytest -s tests/system/test_large_table.py $(ARGS)
+
+build/oslo/.done: tools/venv setup.cfg $(PLUGIN_FILES)
+	@mkdir -p build/oslo && tools/venv "$(PYTHON)" build/oslo/venv .[redis,rabbit,oslo] $(PLUGINS)
+	@build/oslo/venv/bin/python -m pip install --disable-pip-version-check -qq oslotest testscenarios requests
+	@touch $@
+
+oslo-functional: build/oslo/.done brokers ## oslo.messaging's own functional tests over DSE; ARGS="redis fake nats rabbit"
+	build/oslo/venv/bin/python tools/oslo_functional.py $(or $(ARGS),redis fake)
 
 simulate: $(VENV)/.dev ## 10,000 random histories of simulated buses with every fault; a failing seed is printed
 	$(BIN)/python -m dse.testing.simulation --histories 10000 $(ARGS)

@@ -56,6 +56,11 @@ def test_every_driver_is_an_entry_point():
     assert {e.name: e.value for e in entry_points(group="dse.transports") if e.dist.name == "dse"} == DRIVERS
 
 
+def test_oslo_messaging_finds_one_driver_for_all_of_them():
+    found = [e.value for e in entry_points(group="oslo.messaging.drivers") if e.name == "dse"]
+    assert found == ["dse.oslo.driver:new_driver"]
+
+
 @pytest.mark.parametrize("name", sorted(DRIVERS))
 def test_every_entry_point_loads(name):
     (entry,) = (e for e in entry_points(group="dse.transports") if e.name == name and e.dist.name == "dse")
