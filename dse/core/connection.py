@@ -218,9 +218,9 @@ class BrokerTransport(Transport):
         arrived = time.monotonic()
         frame = self._unstamp(data, arrived)
         if frame is not None:
-            believed: object = False
+            believed: bool | None = False
             try:
-                believed = self.events.received(address, frame)  # type: ignore[func-returns-value]
+                believed = self.events.received(address, frame)
             except Exception:
                 _log.exception("%s: the handler of a frame to %s raised", self.url, address)
             if believed is not False and data[:1] != _PLAIN and data[1:9] != CLOCK_ID:

@@ -187,7 +187,7 @@ class Gate:
 
     # What the transport tells (`dse.core.transport.TransportEvents`)
 
-    def received(self, address: Address, frame: bytes) -> None:
+    def received(self, address: Address, frame: bytes) -> bool:
         self._traffic.messages_in += 1
         # What nearly every frame is: of a known sender, at a known address, covered by its proof, for the first time.
         try:
@@ -199,18 +199,18 @@ class Gate:
             sealed = frame[end:] if len(frame) < LONG else memoryview(frame)[end:]
             content = peer.decrypt(frame[start:end], sealed, place.bound)
         except _UNUSUAL:
-            self._receive(address, frame)  # which says what is wrong with it, if anything
-            return
+            return self._receive(address, frame)  # which says what is wrong with it, if anything
         number = int.from_bytes(frame[end - 8 : end], "big")
         with peer.lock:
             usual = number > place.after
             fresh = usual and place.window.take(number)
         if fresh:
             self._take(address, content, peer.sender)
-        elif usual:
+            return True
+        if usual:
             self.refuse("replayed", address, frame, _AGAIN)
-        else:
-            self._receive(address, frame)
+            return False
+        return self._receive(address, frame)
 
     def undeliverable(self, address: Address, frame: bytes) -> None:
         try:
@@ -232,11 +232,12 @@ class Gate:
 
     # Opening
 
-    def _receive(self, address: Address, frame: bytes) -> None:
+    def _receive(self, address: Address, frame: bytes) -> bool:
+        """Take a frame, or refuse or hold it; return whether it was taken, which says that its sender lives."""
         try:
             if frame[0] != SEALED:
                 self.refuse("unsealed", address, frame, "it is not sealed: whoever sent it has no keys")
-                return
+                return False
             head = frame[: frame[1] << 8 | frame[2]]
             peer = self._peers.get(head)
             if peer is None:
@@ -247,16 +248,16 @@ class Gate:
             number, stamp, content = peer.opener.open(place.bound, frame)
         except IndexError:
             self.refuse("bad_seal", address, frame, f"{len(frame)} bytes are no sealed frame")
-            return
+            return False
         except UnknownKey as error:
             self.refuse("unknown_key", address, frame, f"{error}; this node has: {', '.join(self._ring.ids)}")
-            return
+            return False
         except BadSeal as error:
             self.refuse("bad_seal", address, frame, f"{error}: forged, damaged, or sealed with other bytes of that id")
-            return
+            return False
         if not place.own:
             self.refuse("impostor", address, frame, f"{peer.sender.instance!a} does not publish that table")
-            return
+            return False
         held = False
         with peer.lock:
             again = peer.gone or place.gone
@@ -267,8 +268,8 @@ class Gate:
                     held = not self._proved(peer, number, content)
                 fresh = self._hold(peer, address, number, stamp, content) if held else place.window.take(number)
         if again:
-            self._receive(address, frame)  # swept away at this moment: it is met anew
-        elif held:
+            return self._receive(address, frame)  # swept away at this moment: it is met anew
+        if held:
             self._send_greetings()
             if not fresh:
                 if peer.final:
@@ -281,8 +282,10 @@ class Gate:
             self._take(address, content, peer.sender)
             if peer.proof is None:
                 self._part(peer)  # what came to any replica proves nothing, and is not run
+            return True
         else:
             self.refuse("replayed", address, frame, _AGAIN)
+        return False
 
     def _meet(self, address: Address, frame: bytes) -> _Peer:
         """Return the peer with a new head, kept if its seal is good. Raises `UnknownKey` and `BadSeal`."""

@@ -84,7 +84,7 @@ class TransportEvents(Protocol):
     A handler that raises is logged by the driver and delivery goes on.
     """
 
-    def received(self, address: Address, frame: bytes) -> None:
+    def received(self, address: Address, frame: bytes) -> bool | None:
         """Take a frame that was sent to an address this transport listens on.
 
         Who finds that it is not from whom it says may return False: then nothing is learned from the frame's stamp.

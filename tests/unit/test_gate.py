@@ -196,6 +196,17 @@ def test_a_frame_that_comes_twice_counts_once(world: World) -> None:
     assert b.counters["untrusted_replayed"] >= 2
 
 
+def test_the_transport_is_told_which_frames_to_learn_nothing_from(world: World) -> None:
+    """What the gate does not take may be anybody's: its age says nothing of its sender's clock."""
+    a, b = Peer(world, "a"), Peer(world, "b")
+    a.tell(b)
+    address, frame = world.recorded[0]
+    assert b.gate.received(address, frame) is True
+    damaged = frame[:-1] + bytes((frame[-1] ^ 1,))
+    for untrue in (frame, damaged, frame[:40], b"\x01\x01plain", b"\x81", b""):
+        assert b.gate.received(address, untrue) is False
+
+
 def test_what_was_said_before_a_node_started_does_not_count_for_it(world: World) -> None:
     a, b = Peer(world, "a"), Peer(world, "b")
     old = [a.say() for _ in range(5)]
