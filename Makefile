@@ -55,7 +55,7 @@ $(ASYNCAPI)/.installed: tests/system/asyncapi/package.json tools/install-brokers
 	@touch $@
 
 test: export DSE_TEST_ASYNCAPI = $(abspath $(ASYNCAPI))
-test: $(VENV)/.dev brokers $(ASYNCAPI)/.installed ## the whole suite, every driver; installs Redis and RabbitMQ if they are missing
+test: $(VENV)/.dev brokers $(ASYNCAPI)/.installed ## the whole suite, every driver; installs the brokers, npm and Chromium if they are missing
 	$(PYTEST) $(ARGS)
 
 test-fake: $(VENV)/.dev ## what needs no broker
