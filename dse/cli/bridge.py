@@ -11,6 +11,7 @@ import threading
 from types import FrameType
 from typing import Self
 
+from dse.cli.keys import keys_option, read_key_file
 from dse.cli.run.mailbox import Mailbox
 from dse.errors import ConfigError, InvalidUrl, NodeIdClash
 
@@ -56,6 +57,12 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         dest="leave_out",
         help="do not carry these services or tables",
     )
+    keys_option(bridge)
+    bridge.add_argument(
+        "--to-keys",
+        metavar="FILE",
+        help="the keys of the bus on the other broker (default: the same; '' is a bus without keys)",
+    )
     bridge.add_argument("--one-way", action="store_true", help="carry from the first bus to the second, and not back")
     bridge.set_defaults(run=_run)
 
@@ -77,6 +84,8 @@ def _run(options: argparse.Namespace) -> int:
         only=options.only,
         leave_out=options.leave_out,
         one_way=options.one_way,
+        keys=read_key_file(options.keys),
+        to_keys=None if options.to_keys is None else read_key_file(options.to_keys) or (),
     )
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
     with _Told() as told:

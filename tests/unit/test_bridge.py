@@ -35,6 +35,7 @@ from dse import (
     register_error,
     rpc,
 )
+from dse.core.keys import new_key
 from dse.core.messages import CatchUp, ChangeMessage, SnapshotBegin, broadcast_address, decode
 from dse.core.methods import encode_args
 from dse.services.bridge import Bridge
@@ -289,6 +290,33 @@ class TestCalls:
 
     def test_the_callee_sees_the_bridge_as_its_caller(self, far: Node) -> None:
         assert far.call("printer", "caller") == "bridge"
+
+
+class TestKeys:
+    """Buses with keys: the same on both, others on each, or none on one of them."""
+
+    OLD, NEW = [new_key("old")], [new_key("new")]
+
+    @pytest.mark.parametrize(
+        ("keys", "to_keys", "near", "far"),
+        [(OLD, None, OLD, OLD), (OLD, NEW, OLD, NEW), (OLD, (), OLD, None), (None, NEW, None, NEW)],
+        ids=["same", "others", "first", "second"],
+    )
+    def test_calls_and_tables_cross(self, site: Site, keys: Any, to_keys: Any, near: Any, far: Any) -> None:
+        printer, desk = Printer(who="p:"), Desk()
+        site.node(0, printer, keys=near)
+        site.bridge(keys=keys, to_keys=to_keys)
+        node = reach(site.node(1, desk, keys=far))
+        assert node.call("printer", "print", {"title": "a"}) == "p:a x1"
+        printer.jobs.insert([(1, "a")])
+        desk.follow().wait(lambda replica: (1, "a") in replica, PATIENCE)
+
+    def test_who_has_not_the_key_of_a_bus_sees_nothing_of_the_other(self, site: Site) -> None:
+        site.node(0, Printer(), keys=self.OLD)
+        site.bridge(keys=self.OLD, to_keys=self.NEW)
+        reach(site.node(1, keys=self.NEW))
+        stranger = site.node(1, keys=self.OLD)
+        assert error_of(lambda: stranger.call("printer", "print", {"title": "a"}, timeout=2.0))
 
 
 class TestTables:

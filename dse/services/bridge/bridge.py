@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -35,7 +35,8 @@ class Bridge:
 
     url, to: the two brokers. bus, to_bus: the names of the buses; `to_bus` is `bus` if None. name: what the bridge is
     called on both, as a node and as a service that tells what is carried; an identifier, its own among all bridges.
-    only, leave_out: patterns (`Filters`). one_way: carry services from the first bus to the second only.
+    only, leave_out: patterns (`Filters`). one_way: carry services from the first bus to the second only. keys, to_keys:
+    those of the buses, as `Node` takes them; `to_keys` is `keys` if None, and empty for a bus without keys.
 
     Raises what `Node` raises for a URL, and `ConfigError` for a name or pattern that cannot be one.
 
@@ -53,14 +54,18 @@ class Bridge:
         only: Iterable[str] = (),
         leave_out: Iterable[str] = (),
         one_way: bool = False,
+        keys: Sequence[str] | None = None,
+        to_keys: Sequence[str] | None = None,
         heartbeat_interval: float = 1.0,
         settle: float = SETTLE,
     ) -> None:
         self.name = identifier("bridge's name", name)
         filters = Filters.of(only, leave_out)
         options: dict[str, Any] = {"name": name, "on_peers": self._look, "heartbeat_interval": heartbeat_interval}
-        self.one = Side(url, bus=bus, **options)
-        self.other = Side(to, bus=to_bus if to_bus is not None else bus, **options)
+        if to_keys is None:
+            to_keys = keys
+        self.one = Side(url, bus=bus, keys=keys or None, **options)
+        self.other = Side(to, bus=to_bus if to_bus is not None else bus, keys=to_keys or None, **options)
         self.failed: DseError | None = None
         """What ended the bridge, when nobody asked it to end."""
         self._one_way = one_way

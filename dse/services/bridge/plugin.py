@@ -18,8 +18,9 @@ class BridgePlugin(DataService):
     """Joins two buses: what one of them has and the other has not appears there. See docs/bridge.md.
 
     url, to: the brokers. bus, to_bus: the buses there; the second is called as the first if nothing else is said. only,
-    leave_out: patterns, SERVICE or SERVICE:TABLE. one_way: carry from the first to the second only. On both buses the
-    bridge is a node and a service with this service's id.
+    leave_out: patterns, SERVICE or SERVICE:TABLE. one_way: carry from the first to the second only. keys, to_keys: of
+    the buses; the second has those of the first if nothing is said, and none if the list is empty. On both the bridge
+    is a node and a service with this service's id.
     """
 
     def __init__(
@@ -32,10 +33,21 @@ class BridgePlugin(DataService):
         only: Sequence[str] = (),
         leave_out: Sequence[str] = (),
         one_way: bool = False,
+        keys: Sequence[str] = (),
+        to_keys: Sequence[str] | None = None,
     ) -> None:
         super().__init__(service_id)
         self._bridge = Bridge(
-            url, to, bus=bus, to_bus=to_bus, name=service_id, only=only, leave_out=leave_out, one_way=one_way
+            url,
+            to,
+            bus=bus,
+            to_bus=to_bus,
+            name=service_id,
+            only=only,
+            leave_out=leave_out,
+            one_way=one_way,
+            keys=keys,
+            to_keys=to_keys,
         )
         self._watching: threading.Thread | None = None
 
