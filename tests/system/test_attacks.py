@@ -416,6 +416,8 @@ class TestReplaying:
             site.vault.secrets.apply([("n", str(number))], [("n", str(number - 1))])
         site.vault.secrets.delete([("n", "4")])
         site.replica.wait(lambda replica: set(replica.rows) == {("launch", site.secret)}, PATIENCE)
+        changes = site.name(site.table)
+        eventually(lambda: len(site.attacker.frames(changes)) >= 6, "it heard the changes", PATIENCE)
         frames = [each for each in site.attacker.frames() if each[0].startswith(f"dse:{site.bus}:")]
         assert len(frames) > 15
         runs = len(site.vault.runs)
@@ -491,7 +493,7 @@ class TestDamaging:
             before = [node.counters["disconnects"] for node in keyed.nodes]
             if isinstance(keyed.broker, RabbitServer):
                 keyed.broker.evaluate(
-                    '[rabbit_networking:close_connection(proplists:get_value(pid, C), "no") || C <- '
+                    '[(catch rabbit_networking:close_connection(proplists:get_value(pid, C), "no")) || C <- '
                     "rabbit_networking:connection_info_all([pid, client_properties]), "
                     'lists:keymember(<<"connection_name">>, 1, proplists:get_value(client_properties, C))].'
                 )
@@ -513,11 +515,14 @@ class TestDamaging:
         stranger = keyed.start("stranger")
         stranger.runtime.client.pick = lambda *_: None  # type: ignore[method-assign]  # it knows no replica: the bus is asked
         assert stranger.call("vault", "open", {"word": "before"}, timeout=PATIENCE) == "opened before"
+        if isinstance(keyed.broker, RabbitServer):  # it knows the names of queues from what it has seen
+            asked = keyed.name(service_address("vault"))
+            eventually(lambda: bool(keyed.attacker.frames(asked)), "it heard the request", PATIENCE)
         spoilt = keyed.attacker.wreck(f"dse:{keyed.bus}:")
         assert any(":a:" in name for name in spoilt)
         if isinstance(keyed.broker, RabbitServer):
             keyed.broker.evaluate(
-                '[rabbit_amqqueue:delete(Q, false, false, <<"evil">>) || Q <- rabbit_amqqueue:list(), '
+                '[(catch rabbit_amqqueue:delete(Q, false, false, <<"evil">>)) || Q <- rabbit_amqqueue:list(), '
                 f'binary:match(element(4, amqqueue:get_name(Q)), <<"{keyed.bus}">>) =/= nomatch].'
             )
             eventually(
