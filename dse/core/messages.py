@@ -62,6 +62,7 @@ __all__ = [
     "decode_change",
     "encode",
     "encode_body",
+    "encode_change",
     "encode_changes",
     "encode_reply",
     "frame_of",
@@ -207,7 +208,10 @@ class SyncRequest(Struct, array_like=True, tag=20, frozen=True):
 
 
 class ChangeMessage(Struct, array_like=True, tag=21, frozen=True, gc=False):
-    """Change number `seq` of the table's life `epoch`. `plus` and `minus` are the digests of what came and went."""
+    """Change number `seq` of the table's life `epoch`. `plus` and `minus` are the digests of what came and went.
+
+    `trace` is the context it was published in, if any. To be encoded by `encode_change`, which leaves out none.
+    """
 
     epoch: Name
     seq: int
@@ -215,6 +219,7 @@ class ChangeMessage(Struct, array_like=True, tag=21, frozen=True, gc=False):
     removed: frozenset[Row]
     plus: int | None = None
     minus: int | None = None
+    trace: dict[str, str] | None = None
 
 
 class PlainChange(ChangeMessage, array_like=True, tag=21, frozen=True, gc=False):
@@ -392,6 +397,15 @@ class SealedFrame(BadFrame):
 def encode_body(message: Message) -> bytes:
     """Encode a message without the version; raises what msgspec raises for a value that cannot be encoded."""
     return _encoder.encode(message)
+
+
+def encode_change(change: ChangeMessage) -> bytes:
+    """Encode a change without the version; raises like `encode_body`."""
+    if change.trace is not None:
+        return _encoder.encode(change)
+    # msgspec would write None at the end: a byte a change, for nothing.
+    tag = ChangeMessage.__struct_config__.tag
+    return _encoder.encode((tag, change.epoch, change.seq, change.added, change.removed, change.plus, change.minus))
 
 
 def encode_changes(bodies: Sequence[bytes]) -> bytes:
