@@ -1,11 +1,12 @@
 """What traces cost: calls and changes on ``fake://`` with another tree of DSE beside this one, turn by turn.
 
     git archive main dse | tar -x -C /tmp/before
-    python benchmarks/traces.py --before /tmp/before [--rounds 40]
+    python benchmarks/traces.py --before /tmp/before [--launches 3] [--rounds 60]
 
-Each way has a process of its own; they take turns, so that what else the machine does meets all alike, and the ratio is
-of the medians. ``base``: no OpenTelemetry is imported; ``api``: its API is, and no provider is set; ``sdk``: the SDK
-makes all spans, and drops them; changes are published within one.
+Each way has a process of its own; they take turns, so that what else the machine does meets all alike. What is shown is
+the processor time of all threads, median of all turns of all launches. ``again``: the other tree a second time, which
+shows what such a ratio is worth. ``base``: no OpenTelemetry is imported; ``api``: its API is, and no provider is set;
+``sdk``: the SDK makes all spans, and drops them; changes are published within one.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-WAYS = {"before": "", "base": "", "api": "api", "sdk": "sdk"}
-CALLS, CHANGES = 1000, 2000
+WAYS = {"before": "", "again": "", "base": "", "api": "api", "sdk": "sdk"}
+CALLS, CHANGES = 300, 600
 
 
 def child(way: str) -> None:
@@ -66,18 +67,17 @@ def child(way: str) -> None:
         replica.wait(lambda each: each.state.value == "LIVE")
         number = 0
         for _ in sys.stdin:
-            began = time.perf_counter()
+            began = time.process_time()
             for _ in range(CALLS):
                 node.call("echo", "echo", {"data": "x"})
-            called = time.perf_counter()
+            called = time.process_time()
             with span():
                 for _ in range(CHANGES):
                     number += 1
                     source.numbers.apply([(number, "text")], [(number - 1, "text")])
-            published = time.perf_counter()
             replica.wait(partial(_holds, (number, "text")), 60)
-            heard = time.perf_counter()
-            print((called - began) / CALLS, (published - called) / CHANGES, (heard - called) / CHANGES, flush=True)
+            heard = time.process_time()
+            print((called - began) / CALLS, (heard - called) / CHANGES, flush=True)
 
 
 def _holds(row: tuple[Any, ...], replica: Any) -> bool:
@@ -87,25 +87,36 @@ def _holds(row: tuple[Any, ...], replica: Any) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--before", type=Path, required=True, help="a directory in which another tree's dse/ is")
-    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--launches", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child is not None:
         child(options.child)
         return
+    took: dict[str, list[list[float]]] = {way: [] for way in WAYS}
+    for _ in range(options.launches):
+        launch(options.before, options.rounds, took)
+    print(f"{'us':8} {'call':>15} {'change':>15}   (processor time, and its ratio to before)")
+    medians = {way: [statistics.median(column) for column in zip(*rows, strict=True)] for way, rows in took.items()}
+    for way, row in medians.items():
+        cells = [f"{m * 1e6:8.1f} {m / b:6.3f}" for m, b in zip(row, medians["before"], strict=True)]
+        print(f"{way:8} {'  '.join(cells)}")
+
+
+def launch(before: Path, rounds: int, took: dict[str, list[list[float]]]) -> None:
     with ExitStack() as stack:
         processes = {}
         for way, kind in WAYS.items():
             process = subprocess.Popen(
-                [sys.executable, __file__, "--before", options.before, "--child", kind],
+                [sys.executable, __file__, "--before", before, "--child", kind],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
-                env={**os.environ, "PYTHONPATH": str(options.before if way == "before" else ROOT)},
+                env={**os.environ, "PYTHONPATH": str(before if way in ("before", "again") else ROOT)},
             )
             processes[way] = stack.enter_context(process)
-        took: dict[str, list[list[float]]] = {way: [] for way in WAYS}
-        for turn in range(options.rounds + 3):
+        for turn in range(rounds + 3):
             for way in sorted(WAYS, key=lambda each: (turn + list(WAYS).index(each)) % len(WAYS)):
                 stdin, stdout = processes[way].stdin, processes[way].stdout
                 assert stdin is not None
@@ -115,11 +126,6 @@ def main() -> None:
                 seconds = [float(each) for each in stdout.readline().split()]
                 if turn >= 3:  # the first turns warm up
                     took[way].append(seconds)
-    print(f"{'us':8} {'call':>15} {'publish':>15} {'heard':>15}   (median, and its ratio to before)")
-    medians = {way: [statistics.median(column) for column in zip(*rows, strict=True)] for way, rows in took.items()}
-    for way, row in medians.items():
-        cells = [f"{m * 1e6:8.1f} {m / b:6.3f}" for m, b in zip(row, medians["before"], strict=True)]
-        print(f"{way:8} {'  '.join(cells)}")
 
 
 if __name__ == "__main__":
