@@ -387,6 +387,7 @@ def test_a_change_a_row_of_a_policy_and_its_action_are_one_trace(start: Callable
     start(source)
     start(Pager("pager"))
     node = start(alarm())
+    node.wait_for("pager", PATIENCE)  # else the action is tried again: one more span
     source.ports.insert([(22, "closed")])
 
     def ready() -> bool:
