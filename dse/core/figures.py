@@ -22,6 +22,7 @@ from typing import Any
 import msgspec
 
 __all__ = [
+    "BUILTINS",
     "EDGES",
     "FIGURES",
     "MOST_CELLS",
@@ -44,6 +45,9 @@ TYPES = "_dse_types"
 
 ROWS = "_dse_rows"
 """The node method that answers with some rows of a table and their number: a first look, without following it."""
+
+BUILTINS = frozenset((FIGURES, TYPES, ROWS))
+"""The methods of every node, by which tools look at it: no calls of the application, so no traces are made of them."""
 
 MOST_FIRST_ROWS = 1_000
 

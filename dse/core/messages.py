@@ -65,6 +65,7 @@ __all__ = [
     "decode_change",
     "encode",
     "encode_body",
+    "encode_change",
     "encode_changes",
     "encode_reply",
     "frame_of",
@@ -90,6 +91,7 @@ _PlainCell = bool | int | Annotated[float, Meta(ge=-sys.float_info.max)] | str |
 _PlainRow = tuple[_PlainCell, ...]
 _Cell = TypeVar("_Cell")
 Name = Annotated[str, Meta(max_length=limits.NAME)]
+_Trace = Annotated[dict[Name, str], Meta(max_length=limits.TRACE)]
 _SomeMethods = Meta(max_length=limits.METHODS)
 _SomeServices = Meta(max_length=limits.SERVICES)
 _SomeColumns = Meta(max_length=limits.COLUMNS)
@@ -182,7 +184,7 @@ class Request(Struct, array_like=True, tag=10, frozen=True):
     args: msgspec.Raw
     timeout: float
     anycast: bool = False
-    trace: Annotated[dict[Name, str], Meta(max_length=limits.TRACE)] | None = None
+    trace: _Trace | None = None
     relayed: bool = False
 
 
@@ -241,7 +243,10 @@ class SyncRequest(Struct, array_like=True, tag=20, frozen=True):
 
 
 class ChangeMessage(Struct, array_like=True, tag=21, frozen=True, gc=False):
-    """Change number `seq` of the table's life `epoch`. `plus` and `minus` are the digests of what came and went."""
+    """Change number `seq` of the table's life `epoch`. `plus` and `minus` are the digests of what came and went.
+
+    `trace` is the context it was published in, if any. To be encoded by `encode_change`, which leaves out none.
+    """
 
     epoch: Name
     seq: int
@@ -249,6 +254,7 @@ class ChangeMessage(Struct, array_like=True, tag=21, frozen=True, gc=False):
     removed: frozenset[Row]
     plus: int | None = None
     minus: int | None = None
+    trace: _Trace | None = None
 
 
 class PlainChange(ChangeMessage, array_like=True, tag=21, frozen=True, gc=False):
@@ -363,6 +369,7 @@ class _ChangeOf(Struct, Generic[_Cell], array_like=True, tag=21):
     removed: list[tuple[_Cell, ...]]
     plus: int | None = None
     minus: int | None = None
+    trace: _Trace | None = None
 
 
 class _ChangesOf(Struct, Generic[_Cell], array_like=True, tag=30):
@@ -472,6 +479,15 @@ class SealedFrame(BadFrame):
 def encode_body(message: Message) -> bytes:
     """Encode a message without the version; raises what msgspec raises for a value that cannot be encoded."""
     return _encoder.encode(message)
+
+
+def encode_change(change: ChangeMessage) -> bytes:
+    """Encode a change without the version; raises like `encode_body`."""
+    if change.trace is not None:
+        return _encoder.encode(change)
+    # msgspec would write None at the end: a byte a change, for nothing.
+    tag = ChangeMessage.__struct_config__.tag
+    return _encoder.encode((tag, change.epoch, change.seq, change.added, change.removed, change.plus, change.minus))
 
 
 def encode_changes(bodies: Sequence[bytes]) -> bytes:
@@ -595,7 +611,7 @@ def _as_sets(
 
     def read(each: _ChangeOf[Any]) -> ChangeMessage:
         added, removed = read_set(rows(each.added)), read_set(rows(each.removed))
-        return change(each.epoch, each.seq, added, removed, each.plus, each.minus)
+        return change(each.epoch, each.seq, added, removed, each.plus, each.minus, each.trace)
 
     if isinstance(listed, _ChunkOf):
         return chunk(listed.request, listed.index, read_set(rows(listed.rows)))

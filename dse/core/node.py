@@ -14,7 +14,7 @@ from concurrent.futures import Future, wait
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
-from dse.core import limits
+from dse.core import limits, tracing
 from dse.core.controlbus import ControlBus
 from dse.core.figures import FIGURES, ROWS, TYPES, is_figures, is_types
 from dse.core.guard import require_own
@@ -130,6 +130,7 @@ class Node:
             if self._runtime is not None:
                 return
             self._clash = None
+            tracing.look()
             runtime = self._runtime = self._make_runtime()
         self._warn_of_keys()
         try:

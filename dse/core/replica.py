@@ -28,6 +28,7 @@ from enum import StrEnum
 from itertools import chain
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from dse.core import limits
 from dse.core import rows as row_rules
@@ -74,11 +75,12 @@ class ReplicaState(StrEnum):
 
 
 class Delta(Struct, frozen=True, gc=False):
-    """What one step did to the rows, and the version it led to."""
+    """What one step did to the rows, and the version it led to; `trace` is that of a change heard as it was made."""
 
     added: frozenset[Row]
     removed: frozenset[Row]
     version: tuple[str, int]
+    trace: dict[str, str] | None = None
 
 
 @dataclass(slots=True)
@@ -319,7 +321,7 @@ class ReplicaMachine:
             delta = self._apply(change)
             if delta is None:
                 return deltas, self._ask(now, from_scratch=True)
-            deltas.append(delta)
+            deltas.append(delta if delta.trace is None else replace(delta, trace=None))
         if self.seq != message.seq or self.digest != message.digest:
             return deltas, self._ask(now, from_scratch=True)
         return self._live(now, deltas)
@@ -445,7 +447,7 @@ class ReplicaMachine:
             plus = self._digest_of(added) if plus is None else plus
             minus = self._digest_of(removed) if minus is None else minus
             digest += plus - minus
-            deltas.append(Delta(added, removed, (epoch, change.seq)))
+            deltas.append(Delta(added, removed, (epoch, change.seq), change.trace))
         self.seq, self.digest = changes[-1].seq, digest & DIGEST_MASK
         return deltas
 

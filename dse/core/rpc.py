@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from dse import errors
-from dse.core import limits
+from dse.core import limits, tracing
 from dse.core.calls import Call, PendingCalls
 from dse.core.controlbus import ControlBus, Member
 from dse.core.fairqueue import FairQueue
+from dse.core.figures import BUILTINS
 from dse.core.guard import Guard
 from dse.core.inline import InlineRuns
 from dse.core.membership import NodeState
@@ -196,6 +197,7 @@ class _Waiting:
     asked_again = 0  # how often the bus was asked who takes it, without an answer
     parked_until = 0.0
     relayed = False  # it came from another bus: the answer goes there as it is
+    reached: str | None = None  # the node that was chosen last, by whomever
 
     def __init__(
         self,
@@ -206,6 +208,7 @@ class _Waiting:
         args: msgspec.Raw,
         node_id: str | None,
         timeout: float,
+        trace: dict[str, str] | None,
     ) -> None:
         self.call_id = call_id  # of the latest attempt
         self.answer = answer
@@ -214,6 +217,7 @@ class _Waiting:
         self.args = args
         self.node_id = node_id  # the caller insists on this node
         self.timeout = timeout
+        self.trace = trace
         self.tried: set[str] = set()
 
     @property
@@ -281,7 +285,22 @@ class RpcClient:
         """Call and wait; the timeout is kept by the calling thread itself, whatever the others do."""
         self._inline.relieve_caller()
         answer = _Answer()
-        call = self._begin(service, method, args, timeout, node_id, answer)
+        spans = tracing.active
+        if spans is None or method in BUILTINS:
+            return self._wait(self._begin(service, method, args, timeout, node_id, answer, _passed_on()), answer)
+        sent = spans.calling(service, method)
+        call: Call | None = None
+        error: BaseException | None = None
+        try:
+            call = self._begin(service, method, args, timeout, node_id, answer, sent.carrier)
+            return self._wait(call, answer)
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            sent.end(node_id=call.handle.reached if call is not None else node_id, error=error)
+
+    def _wait(self, call: Call, answer: _Answer) -> Any:
         left = max(0.0, call.deadline - self._timers.now())
         # What comes from this very node does not come over the transport.
         over_the_bus = call.sent and call.instance != self._wire.instance
@@ -303,10 +322,21 @@ class RpcClient:
         """Call; the future gets the result or the error."""
         future = _CallFuture(self._pool)
         future.set_running_or_notify_cancel()
+        spans = tracing.active
+        sent = spans.calling(service, method) if spans is not None and method not in BUILTINS else None
+        call: Call | None = None
         try:
-            self._begin(service, method, args, timeout, node_id, future)
+            trace = sent.carrier if sent is not None else _passed_on()
+            call = self._begin(service, method, args, timeout, node_id, future, trace)
         except Exception as error:
             future.set_exception(error)
+        if sent is not None:
+            span, reached = sent, call.handle if call is not None else None
+
+            def end(done: Future[Any]) -> None:
+                span.end(node_id=reached.reached if reached is not None else node_id, error=done.exception())
+
+            future.add_done_callback(end)
         return future
 
     def relay(self, service: str, method: str, args: msgspec.Raw, timeout: float) -> Future[msgspec.Raw]:
@@ -318,7 +348,7 @@ class RpcClient:
         future = _CallFuture(self._pool)
         future.set_running_or_notify_cancel()
         try:
-            self._begin(service, method, args, timeout, None, future, relayed=True)
+            self._begin(service, method, args, timeout, None, future, _passed_on(), relayed=True)
         except Exception as error:
             future.set_exception(error)
         return future
@@ -334,7 +364,19 @@ class RpcClient:
         relayed: bool = False,
     ) -> None:
         """Send a request that asks for no answer."""
-        self._wire.send(address, self._request(0, service, method, args, ttl, False, relayed), ttl=ttl)
+        spans = tracing.active
+        if spans is None or relayed:  # what a bridge passes on is no call of its own
+            request = self._request(0, service, method, args, ttl, False, _passed_on(), relayed)
+            self._wire.send(address, request, ttl=ttl)
+            return
+        sent, error = spans.casting(service, method), None
+        try:
+            self._wire.send(address, self._request(0, service, method, args, ttl, False, sent.carrier), ttl=ttl)
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            sent.end(error=error)
 
     def pick(self, service: str, tried: Iterable[str] = ()) -> Member | None:
         """Choose a live replica on another node, in turn."""
@@ -361,12 +403,13 @@ class RpcClient:
         timeout: float,
         node_id: str | None,
         answer: Handle,
+        trace: dict[str, str] | None,
         relayed: bool = False,
     ) -> Call:
         self._wire.traffic.calls_made += 1
         now = self._timers.now()
         number = next(self._ids)
-        waiting = _Waiting(number, answer, service, method, args, node_id, timeout)
+        waiting = _Waiting(number, answer, service, method, args, node_id, timeout, trace)
         if relayed:
             waiting.relayed = True
         call = Call(number, service, method, now, now + timeout, None, None, waiting)
@@ -414,10 +457,13 @@ class RpcClient:
             return  # nothing but the control bus can tell, and word may be on its way
         else:
             raise self._no_service(call)
+        waiting.reached = call.node_id
         left = call.deadline - self._timers.now()
         if left <= 0:
             return
-        request = self._request(call.id, call.service, call.method, waiting.args, left, anycast, waiting.relayed)
+        request = self._request(
+            call.id, call.service, call.method, waiting.args, left, anycast, waiting.trace, waiting.relayed
+        )
         if anycast:
             assert call.service is not None
             address = service_address(call.service)
@@ -444,10 +490,9 @@ class RpcClient:
         args: msgspec.Raw,
         left: float,
         anycast: bool,
+        trace: dict[str, str] | None,
         relayed: bool = False,
     ) -> Request:
-        running = current_request()
-        trace = dict(running.trace) if running is not None and running.trace else None
         return Request(
             call_id, self._wire.instance, self._node_id, service, method, args, left, anycast, trace, relayed
         )
@@ -758,6 +803,12 @@ def _error_of(failure: Failure) -> BaseException:
     return RemoteError(failure.type_name, failure.message, failure.traceback)
 
 
+def _passed_on() -> dict[str, str] | None:
+    """Where no traces are made: what came with the request that runs goes on with what it calls."""
+    running = current_request()
+    return dict(running.trace) if running is not None and running.trace and tracing.fits(running.trace) else None
+
+
 class RpcServer:
     """Runs requests: a brief method on the thread that received the request, any other on a worker thread or, for
     ``async def``, on the node's event loop.
@@ -936,8 +987,13 @@ class RpcServer:
             return
         set_current_request(request)
         answer: bytes | Failure
+        spans = tracing.active
         try:
-            answer = encode_reply(request.id, method.function(**method.bind(request.args)))
+            if spans is None:
+                answer = encode_reply(request.id, method.function(**method.bind(request.args)))
+            else:
+                with spans.serving(request):
+                    answer = encode_reply(request.id, method.function(**method.bind(request.args)))
         except BaseException as error:
             answer = self._failure(request, method, error)
         finally:
@@ -955,8 +1011,13 @@ class RpcServer:
             return
         set_current_request(request)
         answer: bytes | Failure
+        spans = tracing.active
         try:
-            answer = encode_reply(request.id, await method.function(**method.bind(request.args)))
+            if spans is None:
+                answer = encode_reply(request.id, await method.function(**method.bind(request.args)))
+            else:
+                with spans.serving(request):
+                    answer = encode_reply(request.id, await method.function(**method.bind(request.args)))
         except BaseException as error:
             answer = self._failure(request, method, error)
         self._traffic.calls_served += 1

@@ -11,6 +11,7 @@ from concurrent.futures import Future
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from dse.core import tracing
 from dse.core.info import DataServiceInfo, identifier
 from dse.core.methods import Method
 from dse.core.replica import ReplicaState
@@ -385,7 +386,9 @@ class _Host:
     def _guard(self, function: Callable[..., Any], *args: Any) -> None:
         try:
             self._invoke(function, *args)
-        except Exception:
+        except Exception as error:
+            if tracing.active is not None:
+                tracing.active.failed(error)
             _log.exception("%s: %s failed", self.service.service_id, getattr(function, "__name__", function))
 
     def _invoke(self, function: Callable[..., Any], *args: Any) -> None:

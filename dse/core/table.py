@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, overload
 
-from dse.core import limits
+from dse.core import limits, tracing
 from dse.core.effects import Send
 from dse.core.info import identifier
 from dse.core.messages import ChangeMessage, Row, SyncRequest, encode_changes
@@ -306,9 +306,23 @@ class PublishedTable:
     # Inside
 
     def _commit(self, step: Callable[[TableLog, float], tuple[ChangeMessage | None, list[Send]]]) -> Change:
+        spans = tracing.active
+        if spans is None or (sent := spans.sending(self.service_id, self.name)) is None:
+            return self._make(step, None)
+        change = self._make(step, sent.carrier)
+        if change:
+            sent.end(message_id=f"{change.version[0]}/{change.version[1]}")
+        return change
+
+    def _make(
+        self,
+        step: Callable[[TableLog, float], tuple[ChangeMessage | None, list[Send]]],
+        trace: dict[str, str] | None,
+    ) -> Change:
         with self._lock:
             outlet = self._outlet
             now = outlet.now() if outlet is not None else 0.0
+            self._log.trace = trace
             change, sends = step(self._log, now)
             version = (self._log.epoch, self._log.seq)
             wakeup, ours = self._log.wakeup, self._post(sends)
@@ -566,6 +580,7 @@ class Replica:
                     (last.added - delta.removed) | (delta.added - last.removed),
                     (last.removed - delta.added) | (delta.removed - last.added),
                     delta.version,
+                    last.trace or delta.trace,  # the first that has one: a callback has one parent
                 )
                 self._waiting_rows += len(merged.added) + len(merged.removed)
                 self._waiting_rows -= sum(map(len, (last.added, last.removed, delta.added, delta.removed)))
@@ -607,7 +622,12 @@ class Replica:
         elif item.added or item.removed:
             assert self._callback is not None
             change = Change(self.service_id, self.table, item.added, item.removed, item.version)
-            self._run(self._callback, change)
+            spans = tracing.active
+            if spans is None or item.trace is None:
+                self._run(self._callback, change)
+            else:
+                with spans.processing(self.service_id, self.table, item.trace):
+                    self._run(self._callback, change)
 
 
 def is_async(callback: Callable[..., Any]) -> bool:

@@ -47,6 +47,7 @@ from dse.core.messages import (
     SyncRequest,
     Tip,
     encode_body,
+    encode_change,
     instance_address,
     table_address,
 )
@@ -119,6 +120,7 @@ class TableLog:
     digest: int = 0
     subscribers: dict[str, float] = field(default_factory=dict)  # instance -> when its lease ends
     pending: bool = False
+    trace: dict[str, str] | None = None  # the context that the next change is made in
     _asked: dict[str, SyncRequest] = field(default_factory=dict)  # instance -> what it asked last while pending
     _rows: set[Row] = field(default_factory=set)
     _view: weakref.ref[RowsView] | None = None
@@ -207,8 +209,8 @@ class TableLog:
             raise RowError(f"{self.name}: a table has at most {limits.ROWS:,} rows")
         plus = row_rules.digest(self.name, self.columns, added) if added else 0
         minus = row_rules.digest(self.name, self.columns, removed) if removed else 0
-        change = ChangeMessage(self.epoch, self.seq + 1, frozenset(added), frozenset(removed), plus, minus)
-        body = encode_body(change)
+        change = ChangeMessage(self.epoch, self.seq + 1, frozenset(added), frozenset(removed), plus, minus, self.trace)
+        body = encode_change(change)
         if self._view is not None and self._view() is not None:
             self._rows = set(self._rows)  # somebody looks at the old rows
         self._view = None

@@ -25,6 +25,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
+from dse.core import tracing
 from dse.core.messages import Row
 from dse.errors import (
     ConfigError,
@@ -57,7 +58,7 @@ class _Work:
     key: Key
     action: ActionOptions
     columns: tuple[str, ...]
-    waiting: dict[Row, None] = field(default_factory=dict)  # in the order in which they came
+    waiting: dict[Row, Any] = field(default_factory=dict)  # in the order in which they came; row -> its trace
     running: Row | None = None
     gone: bool = False  # the row that is called for went meanwhile
     failures: int = 0
@@ -101,7 +102,8 @@ class ActionRunner:
         self._store.mark(*key, new, [row for row in known if row not in set(rows)])
         again = {Progress.WAITING} if not action.retry else {Progress.WAITING, Progress.CALLED, Progress.FAILED}
         work = _Work(key, action, columns)
-        work.waiting = dict.fromkeys([row for row in rows if row in new or known[row] in again])
+        trace = tracing.current()
+        work.waiting = {row: trace if row in new else None for row in rows if row in new or known[row] in again}
         with self._changed:
             self._works[key] = work
             self._news[key] = None
@@ -118,13 +120,14 @@ class ActionRunner:
             work = self._works.get(key)
         if work is None:
             return
+        trace = tracing.current()
         with self._order:
             self._store.mark(*key, dict.fromkeys(added, Progress.WAITING), removed)
             with self._changed:
                 for row in removed:
                     work.waiting.pop(row, None)
                     work.gone = work.gone or row == work.running
-                work.waiting.update(dict.fromkeys(added))
+                work.waiting.update(dict.fromkeys(added, trace))
                 self._news[key] = None
                 self._changed.notify_all()
 
@@ -140,14 +143,17 @@ class ActionRunner:
                     work, row = self._next()
                 if self._closed:
                     return
-                if work is not None:
+                trace = None
+                if work is not None and row is not None:
                     work.running, work.gone = row, False
+                    trace = work.waiting.get(row)
                 news, self._news = self._news, {}
                 states = [(key, _state(self._works[key])) for key in news if key in self._works]
             for key, state in states:
                 self._tell(key, state)
             if work is not None and row is not None:
-                self._start(work, row)
+                with tracing.within(trace):
+                    self._start(work, row)
 
     def _full(self) -> bool:
         return sum(work.running is not None for work in self._works.values()) >= AT_ONCE

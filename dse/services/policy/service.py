@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from dse.core import tracing
 from dse.core.info import identifier
 from dse.core.messages import Row
 from dse.core.methods import rpc
@@ -32,6 +33,7 @@ __all__ = ["Policy", "RuleOptions"]
 _log = logging.getLogger("dse.policy")
 
 _PATIENCE = 30.0  # seconds that an RPC waits for its turn
+_MOST_CAUSES = 32  # traces that lead to one new state of a rule: the first goes on, the others are linked to it
 
 
 class RuleOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, frozen=True):
@@ -85,6 +87,7 @@ class Policy(DataService):
         # What follows belongs to the evaluator's thread while the service runs.
         self._policies: dict[str, DataService] = {}
         self._replicas: dict[Key, Replica] = {}
+        self._causes: dict[Key, list[Any]] = {}  # table -> the traces of its changes since rules were settled
         self._rules: Rules | None = None
         self._evaluator: Evaluator | None = None
         self._runner: ActionRunner | None = None
@@ -360,7 +363,14 @@ class Policy(DataService):
     def _heard(self, key: Key, change: Change) -> None:
         evaluator = self._evaluator
         if evaluator is not None:
-            evaluator.put(lambda: self._the_rules.changed(key, change.added, change.removed))
+            evaluator.put(partial(self._changed, key, change, tracing.current()))
+
+    def _changed(self, key: Key, change: Change, trace: Any) -> None:
+        if trace is not None:
+            causes = self._causes.setdefault(key, [])
+            if len(causes) < _MOST_CAUSES:
+                causes.append(trace)
+        self._the_rules.changed(key, change.added, change.removed)
 
     def _turned(self, key: Key, state: ReplicaState) -> None:
         evaluator = self._evaluator
@@ -386,9 +396,16 @@ class Policy(DataService):
         outcomes = rules.settle()
         for rule in rules.rules.values():
             self._offer(rule)
+        causes, self._causes = self._causes, {}
         for outcome in outcomes:
+            # Rules come after those that they build on: what led to those rows leads to these.
+            rule = outcome.rule
+            led = [each for key in sorted(rule.statement.tables) for each in causes.get(key, ())][:_MOST_CAUSES]
+            if led:
+                causes[rule.key] = led
             try:
-                self._publish(outcome)
+                with tracing.evaluating(".".join(rule.key), led):
+                    self._publish(outcome)
             except DseError as error:  # a row that no table can hold, or a disk that is full
                 rules.fail(outcome.rule, str(error))
                 outcome.rule.known = False  # what was published is to be compared anew
