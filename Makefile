@@ -11,9 +11,9 @@ RUNS   ?= 500
 PINS   ?= constraints.txt
 SECONDS ?= 60
 MOVES  ?= 3
-# Four workers, also on two cores: much of a test of outages is waiting. The tests of one file that use a broker share a
+# Six workers, also on two cores: much of a test of outages is waiting. The tests of one file that use a broker share a
 # worker, which has the broker to itself.
-PYTEST  = $(BIN)/python -m pytest -n 4 --dist loadgroup
+PYTEST  = $(BIN)/python -m pytest -n 6 --dist loadgroup
 
 .DEFAULT_GOAL := help
 .PHONY: help docs demo test test-fake scenarios soak faults simulate scale large bench lint types format brokers guarantees pins audit fuzz fuzz-frames move oslo-functional clean
