@@ -152,7 +152,7 @@ class _MethodEntry(Struct):
     idempotent: bool = False
 
 
-class _ServiceEntry(Struct):
+class _ServiceEntry(Struct, omit_defaults=True):
     """A `DataServiceInfo` as it comes from a peer; keys of a later release are ignored."""
 
     service_id: Name

@@ -30,7 +30,7 @@ import msgspec
 from dse.core.info import DataServiceInfo, MethodInfo
 from dse.core.inline import Briefness
 from dse.core.messages import Failure, Request, broadcast_address, instance_address
-from dse.core.methods import Method, current_request
+from dse.core.methods import Method, current_request, set_current_request
 from dse.core.node import CAST_TTL, Node
 from dse.core.relayed import RelayedFailure
 from dse.core.service import DataService
@@ -285,6 +285,7 @@ class StandIn(DataService):
         self._count()
 
         async def relay() -> None:
+            set_current_request(request)  # its trace goes on
             self.source.relay_broadcast(self.service_id, request)
 
         with contextlib.suppress(RuntimeError):  # the node is stopping

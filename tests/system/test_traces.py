@@ -8,7 +8,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from itertools import pairwise
 from typing import Any
 
@@ -26,7 +26,9 @@ from dse.core import tracing
 from dse.core.messages import Request
 from dse.core.methods import encode_args
 from dse.core.replica import ReplicaState
+from dse.services.bridge import Bridge
 from dse.services.policy import ActionOptions, Policy, RuleOptions
+from dse.testing.faults import FakeServer
 
 PATIENCE = 20.0
 
@@ -473,3 +475,33 @@ trace.set_tracer_provider(provider)
 run()
 """
     assert python(NODE + code) == "echo/echo SpanKind.SERVER\necho/echo SpanKind.CLIENT\n"
+
+
+def test_a_trace_goes_on_beyond_a_bridge(spans: Spans) -> None:
+    """Calls, broadcasts and changes of tables; what a bridge passes on is no call of its own."""
+    with ExitStack() as stack:
+        near, far = (stack.enter_context(closing(FakeServer())).url for _ in range(2))
+        front, back = Front(), Back()
+        stack.enter_context(Node(near, services=[back]))
+        node = stack.enter_context(Node(far, services=[front]))
+        stack.enter_context(Bridge(near, far))
+        node.wait_for("back", PATIENCE)
+        wait(front.live)
+        with spans.tracer.start_as_current_span("user"):
+            assert node.call("back", "double", {"number": 4}) == 8
+            node.broadcast("back", "fail")
+        wait(lambda: front.seen)
+        wait(lambda: spans.find("process back/fail", SpanKind.CONSUMER))
+        user = spans.one("user", SpanKind.INTERNAL)
+        assert user.context is not None
+        assert front.seen[0][1] == user.context.trace_id
+        for name, kind, count in (
+            ("back/double", SpanKind.CLIENT, 1),
+            ("back/double", SpanKind.SERVER, 2),  # at the bridge, and beyond it
+            ("send back/fail", SpanKind.PRODUCER, 1),
+            ("process back/fail", SpanKind.CONSUMER, 1),
+            ("send back.numbers", SpanKind.PRODUCER, 2),
+        ):
+            found = spans.find(name, kind)
+            assert len(found) == count, name
+            assert {each.context.trace_id for each in found} == {user.context.trace_id}, name

@@ -54,6 +54,14 @@ def test_each_change_of_a_frame_has_its_own() -> None:
     assert [each.trace for each in message.changes] == [None, TRACE, {"traceparent": "x"}]
 
 
+def test_a_large_one_has_its_own_too() -> None:
+    rows = frozenset((number, "x" * 10) for number in range(10_000))
+    message = decode(frame_of(encode_change(ChangeMessage("e", 1, rows, frozenset(), 1, 2, TRACE))))
+    assert isinstance(message, ChangeMessage)
+    assert message.trace == TRACE
+    assert message.added == rows
+
+
 def test_what_is_caught_up_has_none() -> None:
     log = TableLog("s", "t", ("a",), "publisher/1", "e")
     replica = ReplicaMachine("s", "t", "subscriber/1")
