@@ -137,7 +137,7 @@ build/audit/.made: setup.cfg tools/venv
 
 pins: ## renew constraints.txt: the newest versions that fit, for every Python from 3.11
 	@PINS= $(MAKE) --no-print-directory build/audit/.made
-	tools/pins build/audit/bin/uv constraints.txt .[dev,audit] plugins/dse-nats[local,test]
+	tools/pins build/audit/bin/uv constraints.txt .[dev,audit,fuzz] plugins/dse-nats[local,test]
 
 audit: build/audit/.made ## look up known vulnerabilities of what constraints.txt names; needs the network
 	build/audit/bin/python tools/audit build/audit/bin/pip-audit constraints.txt $(ARGS)

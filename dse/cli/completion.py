@@ -140,7 +140,7 @@ def _nodes(parsed_args: argparse.Namespace, **_: object) -> Iterable[str]:
 
 def _carried(parsed_args: argparse.Namespace, **_: object) -> Iterable[str]:
     """Return what the first of the buses that a bridge joins has: services, and their tables."""
-    infos = _on_the_bus(argparse.Namespace(transport=parsed_args.url, bus=parsed_args.bus))[0]
+    infos = _on_the_bus(argparse.Namespace(transport=parsed_args.url, bus=parsed_args.bus, keys=parsed_args.keys))[0]
     services = {info.service_id for info in infos}
     return services | {f"{info.service_id}:{table}" for info in infos for table in info.published_tables}
 

@@ -26,7 +26,7 @@ def unfinished(guarantee: int) -> Callable[[Callable[P, T]], Callable[P, T]]:
 
     def mark(function: Callable[P, T]) -> Callable[P, T]:
         place = function.__qualname__
-        package = function.__module__.partition(".")[0]
+        package = _package(function.__module__)
         _places.setdefault(package, {}).setdefault(guarantee, []).append(place)
 
         @functools.wraps(function)
@@ -43,9 +43,22 @@ def unfinished(guarantee: int) -> Callable[[Callable[P, T]], Callable[P, T]]:
 
 
 def unfinished_places(driver: type) -> dict[int, list[str]]:
-    """Return the marked functions of the packages that a driver's class and its bases are from, by guarantee."""
+    """Return the marked functions of the packages that a driver's class and its bases are from, by guarantee.
+
+    Packages within these count, and those that these are in.
+    """
     found: dict[int, list[str]] = {}
-    for package in sorted({base.__module__.partition(".")[0] for base in driver.__mro__}):
-        for guarantee, places in _places.get(package, {}).items():
+    packages = {_package(base.__module__) for base in driver.__mro__}
+    for package in sorted(marked for marked in _places if any(_within(marked, each) for each in packages)):
+        for guarantee, places in _places[package].items():
             found.setdefault(guarantee, []).extend(places)
     return dict(sorted(found.items()))
+
+
+def _package(module: str) -> str:
+    return module.rpartition(".")[0] or module
+
+
+def _within(one: str, other: str) -> bool:
+    """Whether one package is a part of the other, or the same."""
+    return one == other or one.startswith(f"{other}.") or other.startswith(f"{one}.")

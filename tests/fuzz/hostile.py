@@ -62,6 +62,7 @@ class Site:
         self.raised: list[str] = []
         self._handler = _Raised(self.raised)
         root = logging.getLogger("dse")
+        self._log_before = root.level, root.propagate
         root.addHandler(self._handler)
         root.setLevel(logging.ERROR)
         root.propagate = False
@@ -108,4 +109,7 @@ class Site:
         """Stop both nodes."""
         self.fuzzed.stop()
         self.honest.stop()
-        logging.getLogger("dse").removeHandler(self._handler)
+        root = logging.getLogger("dse")
+        root.removeHandler(self._handler)
+        level, root.propagate = self._log_before
+        root.setLevel(level)

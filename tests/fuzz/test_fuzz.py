@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,16 @@ _NEEDS = {"redis": "redis", "amqp": "kombu", "oslo": "oslo_messaging", "nats": "
 _NEEDS_ALL = {"urls": ("redis", "kombu", "oslo_messaging", "dse_nats")}
 EXAMPLES = 150
 PATIENCE = 1.0  # seconds that an input may take where much else runs; `make fuzz` allows a tenth
+
+
+@pytest.fixture(autouse=True)
+def no_site_stays() -> Iterator[None]:
+    """The nodes that a target keeps from input to input, and their hold on the log, end with its test."""
+    yield
+    for module in list(sys.modules.values()):
+        sites = getattr(module, "_sites", None)
+        while module.__name__.startswith("fuzz.targets.") and sites:
+            sites.pop().close()
 
 
 def target(name: str) -> Watched:

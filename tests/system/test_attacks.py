@@ -7,6 +7,7 @@ attacker is a process of its own (`attacker.py`), which listens to everything fr
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import threading
 import time
@@ -27,6 +28,7 @@ from dse.core.info import NodeStatus
 from dse.core.keys import new_key, parse_keys
 from dse.core.messages import (
     CONTROL,
+    BadFrame,
     Catalogue,
     ChangeMessage,
     Clash,
@@ -36,6 +38,7 @@ from dse.core.messages import (
     Reply,
     Request,
     broadcast_address,
+    decode,
     encode,
     instance_address,
     service_address,
@@ -328,8 +331,20 @@ class TestForging:
     def test_it_answers_a_call_in_place_of_the_callee(self, site: Site) -> None:
         future = site.desk_node.call_async("vault", "wait", timeout=PATIENCE)
 
+        def overheard() -> list[int]:
+            """The number of the call, which nobody can guess: it is read, where frames can be."""
+            numbers = []
+            for _, data in site.attacker.frames(site.name(instance_address(site.instance))):
+                with contextlib.suppress(BadFrame):
+                    message = decode(data[1:])
+                    numbers += [message.id] if isinstance(message, Request) and message.method == "wait" else []
+            return numbers
+
+        if not site.keyed:
+            eventually(lambda: bool(overheard()), "it heard the call", PATIENCE)
+
         def attack() -> None:
-            for number in range(1, 20):
+            for number in overheard() or range(1, 20):
                 site.forge(
                     instance_address(site.desk_node.runtime.instance),
                     Reply(number, msgspec.Raw(msgspec.msgpack.encode("forged"))),

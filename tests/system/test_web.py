@@ -484,9 +484,9 @@ def test_a_client_that_takes_nothing_is_cut_off_and_holds_up_nobody(world: World
         lively.next("state")
         for number in range(400):
             world.shop.notes.replace([(f"{number}" + "x" * 20_000,)])
-        seen = 0
-        while seen < 400:
-            seen = int(lively.next("change")[0]["added"][0][0].rstrip("x")) + 1
+            if number % 20 == 19:  # what the journal holds is less than all of it
+                while int(lively.next("change")[0]["added"][0][0].rstrip("x")) < number:
+                    pass
     # It gets what was in the buffers, and then the end of the connection.
     stalled.settimeout(DEADLINE)
     with contextlib.suppress(ConnectionResetError):

@@ -11,7 +11,7 @@ from typing import Any
 
 from dse.transports._oslo_library import cfg, oslo_messaging
 
-DEADLINE = 10.0
+DEADLINE = 30.0
 
 
 def configuration() -> Any:

@@ -14,6 +14,7 @@ from dse.core.messages import (
     CatchUp,
     ChangeMessage,
     Changes,
+    NoTable,
     SnapshotBegin,
     SnapshotChunk,
     SyncRequest,
@@ -66,7 +67,7 @@ def _step(machine: ReplicaMachine, now: float, draw: Draw) -> tuple[list[Any], l
         **dict.fromkeys((7, 8, 9), lambda: machine.catch_up(now, _catch_up(machine, draw, number, epoch))),
         **dict.fromkeys((10, 11, 12), lambda: machine.snapshot_begin(now, _begin(draw, number, epoch))),
         **dict.fromkeys((13, 14, 15), lambda: machine.snapshot_chunk(now, _chunk(machine, draw, number))),
-        16: lambda: (machine.no_table(now, number), ([], []))[1],
+        16: lambda: ([], machine.no_table(now, NoTable(number, draw.name() if draw.flag() else ""))),
         **dict.fromkeys((17, 18, 19), lambda: ([], machine.tick(now))),
     }
     if what in tell:
