@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -99,6 +100,9 @@ class ControlBus:
         self._watchers: tuple[Callable[[], None], ...] = ()  # replaced under _changed, read without
         self._touched: set[str] = set()  # services whose replicas have changed since `touched`
         self._left_out = 0
+        self.clashes: deque[tuple[str, str]] = deque(
+            maxlen=100
+        )  # nodes that came while another of their name was there
         self.members: Mapping[str, Member] = {}  # live peers by instance
         # Live peers by service_id: JOINED before SUSPECT, and of these the stand-ins last.
         self.replicas: Mapping[str, Sequence[Member]] = {}
@@ -316,6 +320,9 @@ class ControlBus:
                 instance = event.peer.instance
                 infos, self._stand_ins[instance] = _read_infos(event.peer)
                 self._infos[instance] = self._let(event.peer, infos)
+            came = event.before is None and event.peer.state is NodeState.JOINING
+            if came and any(member.node_id == event.peer.node_id for member in members.values()):
+                self.clashes.append((event.peer.node_id, event.peer.instance))
         touched: dict[str, list[Member]] = {}  # service_id -> its members among those that changed
         for instance, peer in changed.items():
             before = members.pop(instance, None)

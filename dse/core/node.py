@@ -450,6 +450,10 @@ class Node:
         rows = [tuple(row) for row in said["rows"] if isinstance(row, list)]
         return rows, said["count"]
 
+    def clashes(self) -> list[tuple[str, str]]:
+        """Return (node_id, instance) of nodes that came while another of their name was there, the latest last."""
+        return list(self.runtime.control_bus.clashes)
+
     def watch(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Have something called after each change of the peers, their services and this node's connection.
 

@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
-from dse import DataService, Node, Observer, Table, rpc
+from dse import DataService, Node, NodeIdClash, Observer, Table, rpc
 from dse.services.web import Gateway, Limits, Web, make_token
 from dse.services.web.options import Options
 
@@ -248,6 +248,19 @@ def test_events_tell_the_bus_its_rates_and_its_timeline(world: World) -> None:
     assert [each["kind"] for each in world.get("timeline") if each.get("node_id") == "guest"][-1] == "left"
 
 
+def test_the_timeline_tells_of_a_clash(world: World) -> None:
+    url = str(world.node.url)
+    with Node(url, node_id="guest", heartbeat_interval=0.1):
+        eventually(lambda: [each for each in world.get("timeline") if each.get("node_id") == "guest"])
+        with pytest.raises(NodeIdClash):
+            Node(url, node_id="guest", heartbeat_interval=0.1).start()
+        eventually(lambda: [each for each in world.get("timeline") if each["kind"] == "clash"])
+    eventually(lambda: [each for each in world.get("timeline") if each["kind"] == "left"])
+    said = [each["kind"] for each in world.get("timeline") if each.get("node_id") == "guest"]
+    assert said.count("clash") == 1
+    assert "replaced" not in said
+
+
 def test_the_gateway_beside_the_bus_is_on_nobodys_list(world: World) -> None:
     with (
         Observer(str(world.node.url)) as observer,
@@ -453,6 +466,15 @@ def test_a_table_that_is_too_large_is_refused_and_let_go(world: World) -> None:
     assert answer.status_code == 503
     assert "shop:stock has 200 rows, and the gateway holds at most 100" in answer.json()["message"]
     eventually(lambda: ("shop", "stock") not in world.web.info.subscribed_tables)
+
+
+@limits(memory=1)
+def test_nobody_new_is_taken_on_when_memory_is_full(world: World) -> None:
+    eventually(lambda: world.http.get("/api/tables/shop/stock?sort=count").status_code == 503)
+    answer = world.http.get("/api/events")
+    assert answer.status_code == 503
+    assert "the gateway holds 1 MiB of memory, as much as it may" in answer.json()["message"]
+    assert world.http.get("/api/status").status_code == 200
 
 
 @limits(linger=0.2)

@@ -254,6 +254,7 @@ class _Gateway:
             yield _gone(str(refused))
 
     async def _stream(self, events: AsyncIterator[bytes]) -> Any:
+        self.tables.require_memory()
         if self._streams >= self._options.limits.streams:
             raise Refused(
                 503,

@@ -21,12 +21,14 @@ Positive = Annotated[int, msgspec.Meta(ge=1)]
 class Limits(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What the gateway takes on at most.
 
-    rows: of all tables that it follows together. tables: that it follows at one time. connections: at one time.
-    streams: of these, those that follow changes. rate: requests in a second of one address, on average; burst: at once.
-    body: bytes of a request. linger: seconds that a table is followed after the last client went. stall: seconds in
-    which a client takes nothing before it is cut off.
+    memory: of the process, in MiB; beyond, what nobody looks at goes and nobody new is taken on. rows: of all tables
+    that it follows together. tables: that it follows at one time. connections: at one time. streams: of these, those
+    that follow changes. rate: requests in a second of one address, on average; burst: at once. body: bytes of a
+    request. linger: seconds that a table is followed after the last client went. stall: seconds in which a client takes
+    nothing before it is cut off.
     """
 
+    memory: Positive = 1024
     rows: Positive = 2_000_000
     tables: Positive = 200
     connections: Positive = 1_000

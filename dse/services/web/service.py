@@ -121,5 +121,8 @@ class _ServiceBus:
     def first_rows(self, service_id: str, table: str, most: int, timeout: float = 1.0) -> Any:
         return self._service.node.first_rows(service_id, table, most, timeout)
 
+    def clashes(self) -> list[tuple[str, str]]:
+        return self._service.node.clashes()
+
     def watch(self, callback: Callable[[], None]) -> Callable[[], None]:
         return self._service.node.watch(callback)

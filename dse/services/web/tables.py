@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import resource
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Protocol
 
@@ -22,6 +23,7 @@ _log = logging.getLogger("dse.web")
 
 _PACE = 0.1  # seconds, at least, between two times that the clients of a table are woken
 _PATIENCE = 10.0  # seconds that a request waits for a table to come
+_PAGE = resource.getpagesize()
 _SWEEP = 1.0  # seconds between two looks at what nobody wants any more, and at how much there is
 
 
@@ -49,6 +51,8 @@ class Bus(Protocol):
     def figures(self, timeout: float = 1.0) -> dict[str, dict[str, Any] | None]: ...
 
     def first_rows(self, service_id: str, table: str, most: int, timeout: float = 1.0) -> Any: ...
+
+    def clashes(self) -> list[tuple[str, str]]: ...
 
     def watch(self, callback: Callable[[], None]) -> Callable[[], None]: ...
 
@@ -113,6 +117,8 @@ class Tables:
         self._followed: dict[tuple[str, str], Followed] = {}
         self._opening: dict[tuple[str, str], asyncio.Task[Followed]] = {}
         self._sweeper = self._loop.create_task(self._sweep())
+        self.full = False
+        """Whether the process holds as much memory as it may."""
 
     async def close(self) -> None:
         """Follow nothing any more."""
@@ -164,6 +170,7 @@ class Tables:
         return await asyncio.shield(task)
 
     async def _follow(self, key: tuple[str, str]) -> Followed:
+        self.require_memory()
         if len(self._followed) >= self._limits.tables:
             await self._make_room()
         followed = Followed(self._loop)
@@ -176,6 +183,22 @@ class Tables:
             raise Refused(404, "NoSuchTable", str(error)) from None
         self._followed[key] = followed
         return followed
+
+    def _look_at_memory(self) -> None:
+        full = memory_of_process() > self._limits.memory << 20
+        if full and not self.full:
+            _log.warning("over the limit of %d MiB: nobody new is taken on", self._limits.memory)
+        self.full = full
+
+    def require_memory(self) -> None:
+        """Raise `Refused` when the process holds as much memory as it may."""
+        if self.full:
+            raise Refused(
+                503,
+                "Busy",
+                f"the gateway holds {self._limits.memory} MiB of memory, as much as it may",
+                headers={"Retry-After": "30"},
+            )
 
     async def _make_room(self) -> None:
         idle = [key for key, each in self._followed.items() if not each.users]
@@ -211,7 +234,8 @@ class Tables:
         while True:
             await asyncio.sleep(_SWEEP)
             try:
-                old = self._loop.time() - self._limits.linger
+                self._look_at_memory()
+                old = self._loop.time() - (0.0 if self.full else self._limits.linger)
                 for key, each in list(self._followed.items()):
                     if not each.users and each.idle_since < old:
                         await self._drop(key, "")
@@ -239,3 +263,12 @@ class Tables:
         followed.wake()
         if followed.replica is not None:
             await asyncio.to_thread(self._bus.unsubscribe, followed.replica)
+
+
+def memory_of_process() -> int:
+    """Return the bytes of memory that the process holds; 0 where the system does not tell."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[1]) * _PAGE
+    except (OSError, ValueError, IndexError):
+        return 0

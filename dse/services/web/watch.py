@@ -68,6 +68,8 @@ class Watch:
         self._number = 0
         self._before = bus.status()
         self._disconnects = self._before.counters.get("disconnects", 0)
+        self._joined = {node_id: node.instance for node_id, node in self._before.nodes.items()}
+        self._clashed = {instance for _, instance in bus.clashes()}  # that have been told
         self._viewers = 0
         self._came = asyncio.Event()  # a viewer
         self._figures: dict[str, Any] = {}
@@ -118,8 +120,19 @@ class Watch:
         if now.connected and (not before.connected or outages > self._disconnects):
             events.append({"kind": "connected", "text": "the connection to the broker is back"})
         self._disconnects = outages
+        clashes = self._bus.clashes()
+        for node_id, instance in clashes:
+            if instance not in self._clashed:
+                events.append(_event("clash", node_id, "clash: a second node of this name comes while it is there"))
+        self._clashed = {instance for _, instance in clashes}
         for node_id, node in now.nodes.items():
             old = before.nodes.get(node_id)
+            if old is not None and old.instance != node.instance and self._is_clash(node_id, node):
+                continue
+            if node.state.value == "JOINED":
+                self._joined[node_id] = node.instance
+            if old is not None and old.instance != node.instance and self._is_clash(node_id, old):
+                continue  # the one that was there before, seen again
             if old is None or old.instance != node.instance:
                 if old is not None and old.state.value in ("JOINED", "SUSPECT"):
                     events.append(_event("replaced", node_id, "was replaced by a new life of it"))
@@ -142,6 +155,10 @@ class Watch:
                 if node.state.value in ("JOINED", "SUSPECT")
             ]
         return events
+
+    def _is_clash(self, node_id: str, node: NodeStatus) -> bool:
+        """Whether this is a second node of its name, which has not joined."""
+        return node.state.value != "JOINED" and self._joined.get(node_id, node.instance) != node.instance
 
     # Figures
 
