@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,9 +22,13 @@ PATIENCE = 1.0  # seconds that an input may take where much else runs; `make fuz
 
 
 @pytest.fixture(autouse=True)
-def no_site_stays() -> Iterator[None]:
-    """The nodes that a target keeps from input to input, and their hold on the log, end with its test."""
+def nothing_stays() -> Iterator[None]:
+    """What a target keeps from input to input, nodes and its hold on the log, ends with its test."""
+    logs = {name: logging.getLogger(name) for name in ("dse.transport", "sqlglot")}
+    levels = {name: log.level for name, log in logs.items()}
     yield
+    for name, log in logs.items():
+        log.setLevel(levels[name])
     for module in list(sys.modules.values()):
         sites = getattr(module, "_sites", None)
         while module.__name__.startswith("fuzz.targets.") and sites:
