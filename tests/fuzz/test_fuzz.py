@@ -29,9 +29,9 @@ def nothing_stays() -> Iterator[None]:
     yield
     for name, log in logs.items():
         log.setLevel(levels[name])
-    for module in list(sys.modules.values()):
-        sites = getattr(module, "_sites", None)
-        while module.__name__.startswith("fuzz.targets.") and sites:
+    for name in [name for name in sys.modules if name.startswith("fuzz.targets.")]:
+        sites = getattr(sys.modules[name], "_sites", None)
+        while sites:
             sites.pop().close()
 
 
