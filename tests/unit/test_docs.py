@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from dse.cli.main import _parser
 from dse.cli.run.file import read_run_file
 from dse.cli.run.problems import FileError
 from dse.services.web import make_token
@@ -85,6 +87,36 @@ def test_files_of_dse_run_are_right(text: str, page: Path, tmp_path: Path, monke
         read_run_file(str(file))
     except FileError as error:
         pytest.fail(f"{page.name}\n{text}\n" + "\n".join(error.lines))
+
+
+_COMMAND = re.compile(r"^(?: {4}|\$ | {4}\$ )?(dse (?:[a-z-]+).*)$", re.MULTILINE)
+
+
+def commands() -> Iterator[Any]:
+    """Yield the lines of the pages that are typed into a shell and begin with ``dse``."""
+    for page in PAGES:
+        text = page.read_text()
+        code = "\n".join(
+            [match[3] for match in re.finditer(r"^```(sh|)( [^\n]*)?\n(.*?)^```", text, re.MULTILINE | re.DOTALL)]
+            + [line for line in text.splitlines() if line.startswith("    ")]
+        )
+        for line in dict.fromkeys(_COMMAND.findall(code)):
+            yield pytest.param(line, id=f"{page.relative_to(ROOT)}: {line[:60]}")
+
+
+@pytest.mark.parametrize("line", list(commands()))
+def test_commands_are_taken_by_the_command_line(line: str) -> None:
+    """Every ``dse`` line is one that the parser takes: command, options and their values."""
+    words = shlex.split(line.partition("  #")[0], comments=True)
+    ends = [place for place, word in enumerate(words) if re.fullmatch(r"[|;&<>]+|>>?.*|&&", word)]
+    words = words[1 : ends[0] if ends else None]
+    if "…" in line or "[--" in line or (words[:1] == ["top"] and "on" in words):
+        return  # an outline, or what a command shows
+    try:
+        _parser().parse_args(words)
+    except SystemExit as ended:
+        if ended.code:
+            pytest.fail(f"{line}: the command line does not take it")
 
 
 def test_links_between_pages_lead_somewhere() -> None:
