@@ -99,8 +99,8 @@ class World:
             free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        self.shop = self._child("shop")
-        self.auditor = self._child("auditor")
+        self.shop = self.child("shop")
+        self.auditor = self.child("auditor")
         self.gateway: Process | None = None
         self.open_gateway()
 
@@ -108,7 +108,7 @@ class World:
     def page(self) -> str:
         return f"http://127.0.0.1:{self.port}/"
 
-    def _child(self, kind: str) -> Process:
+    def child(self, kind: str) -> Process:
         child = Process(sys.executable, str(HERE / "web_child.py"), kind, self.url, self.bus)
         assert child.child.stdout is not None
         assert child.child.stdout.readline() == "ready\n"
@@ -215,6 +215,22 @@ def test_a_killed_node_turns_suspect_and_dead(mortal: World, page: Any) -> None:
     expect(page.locator("ol.timeline")).to_contain_text("auditor-1 is silent: SUSPECT")
     expect(page.locator("ol.timeline")).to_contain_text("auditor-1 is taken for DEAD")
     shoot(page, "dead")
+
+
+def test_policies_and_what_they_find(mortal: World, page: Any) -> None:
+    policy = mortal.child("policy")
+    try:
+        mortal.shop.say([["pear", 3], ["fig", 1]])
+        page.goto(f"{mortal.page}#/policies")
+        rules = page.get_by_label("Table policy:rules")
+        expect(rules.get_by_role("cell", name="scarce", exact=True)).to_be_visible()
+        found = page.get_by_label("Table care:scarce")
+        expect(found.get_by_role("cell", name="fig")).to_be_visible()
+        mortal.shop.say([["pear", 1]], [["pear", 3], ["fig", 1]])
+        expect(found.get_by_role("cell", name="pear")).to_be_visible()
+        expect(found.get_by_role("cell", name="fig")).to_have_count(0)
+    finally:
+        policy.close()
 
 
 def test_it_is_used_with_the_keyboard_alone(world: World, page: Any) -> None:

@@ -31,7 +31,13 @@ class Auditor(DataService):
 
 
 def main(kind: str, url: str, bus: str) -> None:
-    service = Shop("shop") if kind == "shop" else Auditor("auditor")
+    service: DataService = Auditor("auditor")
+    if kind == "shop":
+        service = Shop("shop")
+    elif kind == "policy":
+        from dse.services.policy import Policy
+
+        service = Policy("policy", policies={"care": {"scarce": "SELECT article FROM shop.stock WHERE count < 2"}})
     with Node(url, bus=bus, node_id=f"{kind}-1", services=[service], heartbeat_interval=0.5):
         print("ready", flush=True)
         for line in sys.stdin:
