@@ -463,7 +463,12 @@ class TestDamaging:
     def test_a_bit_turned_or_a_part_cut_off_leaves_nothing_of_a_frame(self, keyed: Site) -> None:
         for number in range(3):
             keyed.call(f"call {number}")
-        frames = [each for each in keyed.attacker.frames() if each[0].startswith(f"dse:{keyed.bus}:")]
+
+        def heard() -> list[Frame]:
+            return [each for each in keyed.attacker.frames() if each[0].startswith(f"dse:{keyed.bus}:")]
+
+        eventually(lambda: len(heard()) >= 12, "it heard the calls and their answers", PATIENCE)
+        frames = heard()
         damaged: list[Frame] = []
         for place, (name, data) in enumerate(frames[:60]):
             for bit in range(place % 7, len(data) * 8, 97):
@@ -476,7 +481,8 @@ class TestDamaging:
         keyed.attacker.show(damaged)
         keyed.is_sound()
         assert keyed.vault.runs[:-1] == runs
-        assert keyed.dropped() > 200
+        # What was sent to addresses where nobody listens any more is dropped by the broker.
+        eventually(lambda: keyed.dropped() > len(damaged) // 4, "what was damaged is dropped", PATIENCE)
 
     def test_garbage_faster_than_it_can_be_looked_at_is_dropped_in_bounded_time(
         self, keyed: Site, record_property: Callable[[str, object], None]
