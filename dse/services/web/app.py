@@ -28,7 +28,7 @@ from dse.services.web.guard import Guard, require
 from dse.services.web.openapi import LONGEST_CALL, SHORTEST_CALL, openapi
 from dse.services.web.options import Options
 from dse.services.web.query import BadQuery, Query
-from dse.services.web.stream import EventStream
+from dse.services.web.stream import KEEPALIVE, NOTHING_NEW, EventStream
 from dse.services.web.tables import Bus, Followed, Tables
 from dse.services.web.watch import Watch, status_body
 
@@ -37,7 +37,6 @@ __all__ = ["make_app"]
 _log = logging.getLogger("dse.web")
 
 _BODY_WITHIN = 10.0  # seconds that a client has for the body of a request
-_KEEPALIVE = 15.0  # seconds after which a stream that has nothing to say says so
 _QUERIES = 2  # queries of rows that are worked out at one time: each may be long
 
 _KINDS = {
@@ -407,8 +406,8 @@ async def _changes_from(followed: Followed, place: int | None) -> AsyncIterator[
             yield batch.data
         if followed.gone:
             return
-        if not batch.more and not await followed.changed(_KEEPALIVE):
-            yield b": nothing new\n\n"
+        if not batch.more and not await followed.changed(KEEPALIVE):
+            yield NOTHING_NEW
 
 
 def _gone(why: str) -> bytes:

@@ -12,7 +12,12 @@ from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
-__all__ = ["EventStream"]
+__all__ = ["KEEPALIVE", "NOTHING_NEW", "EventStream"]
+
+KEEPALIVE = 15.0
+"""Seconds after which a stream that has nothing to say says so."""
+
+NOTHING_NEW = b": nothing new\n\n"
 
 _PIECE = 32 * 1024  # bytes
 

@@ -131,11 +131,6 @@ class Tables:
             await self._drop(key, "the gateway stops")
 
     @property
-    def count(self) -> int:
-        """How many are followed."""
-        return len(self._followed)
-
-    @property
     def rows(self) -> int:
         """The rows of all of them."""
         return sum(each.rows for each in self._followed.values())

@@ -17,13 +17,13 @@ from dse.core.figures import quantile
 from dse.core.info import BusStatus, NodeStatus
 from dse.errors import DseError
 from dse.services.web.cells import json_bytes
+from dse.services.web.stream import KEEPALIVE, NOTHING_NEW
 from dse.services.web.tables import Bus
 
 __all__ = ["Watch", "status_body"]
 
 _EVERY = 2.0  # seconds between two questions for figures
 _PACE = 0.25  # seconds, at least, between two looks at the peers
-_KEEPALIVE = 15.0  # seconds after which a stream that has nothing to say says so
 _MOST = 500  # events that are remembered
 
 
@@ -73,6 +73,7 @@ class Watch:
         self._viewers = 0
         self._came = asyncio.Event()  # a viewer
         self._figures: dict[str, Any] = {}
+        self._body = b""  # what all viewers are told of the bus, encoded once after each change
         self._last: tuple[float, dict[str, dict[str, Any] | None]] | None = None
         self._unwatch = bus.watch(self._peers_changed)
         self._tasks = [self._loop.create_task(self._follow()), self._loop.create_task(self._ask())]
@@ -87,11 +88,6 @@ class Watch:
     def timeline(self) -> list[dict[str, Any]]:
         """Return what happened lately, the oldest first."""
         return list(self._timeline)
-
-    @property
-    def figures(self) -> dict[str, Any]:
-        """The rates by node and by table, as they were last worked out; empty when nobody looks."""
-        return self._figures
 
     def _peers_changed(self) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed
@@ -127,13 +123,14 @@ class Watch:
         self._clashed = {instance for _, instance in clashes}
         for node_id, node in now.nodes.items():
             old = before.nodes.get(node_id)
-            if old is not None and old.instance != node.instance and self._is_clash(node_id, node):
+            same = old is not None and old.instance == node.instance
+            if old is not None and not same and self._is_clash(node_id, node):
                 continue
             if node.state.value == "JOINED":
                 self._joined[node_id] = node.instance
-            if old is not None and old.instance != node.instance and self._is_clash(node_id, old):
+            if old is not None and not same and self._is_clash(node_id, old):
                 continue  # the one that was there before, seen again
-            if old is None or old.instance != node.instance:
+            if old is None or not same:
                 if old is not None and old.state.value in ("JOINED", "SUSPECT"):
                     events.append(_event("replaced", node_id, "was replaced by a new life of it"))
                 if node.state.value in ("JOINING", "JOINED"):
@@ -146,8 +143,8 @@ class Watch:
                 events.append(
                     _event("back" if back else kind, node_id, "is back" if back else _STATES[node.state.value])
                 )
-            came = _services(node) - (_services(old) if old is not None and old.instance == node.instance else set())
-            went = _services(old) - _services(node) if old is not None and old.instance == node.instance else set()
+            offered, offers = _services(old) if old is not None and same else set(), _services(node)
+            came, went = offers - offered, offered - offers
             events += [_event("service", node_id, f"offers {name}", service=name) for name in sorted(came)]
             events += [
                 _event("service", node_id, f"offers {name} no more", service=name)
@@ -180,6 +177,7 @@ class Watch:
     # Streams
 
     def _wake(self) -> None:
+        self._body = b""
         self._event.set()
         self._event = asyncio.Event()
 
@@ -192,15 +190,19 @@ class Watch:
             last = b""
             while True:
                 event = self._event
-                body = json_bytes({**status_body(self._bus.status()), "rates": self._figures})
+                body = self._body = self._body or json_bytes(
+                    {**status_body(self._bus.status()), "rates": self._figures}
+                )
                 new = [each for each in self._timeline if each["number"] > number]
                 parts = [b"event: bus\ndata: " + body + b"\n\n"] if body != last else []
                 parts += [b"event: timeline\ndata: " + json_bytes(each) + b"\n\n" for each in new]
                 number = new[-1]["number"] if new else number
                 last = body
-                yield b"".join(parts) or b": nothing new\n\n"
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(event.wait(), _KEEPALIVE)
+                yield b"".join(parts) or NOTHING_NEW
+                try:
+                    await asyncio.wait_for(event.wait(), KEEPALIVE)
+                except TimeoutError:
+                    self._body = b""  # how long ago nodes were heard has changed
         finally:
             self._viewers -= 1
 
