@@ -35,9 +35,7 @@ def asyncapi(bus: BusDescription) -> dict[str, Any]:
     channels: dict[str, Any] = {}
     operations: dict[str, Any] = {}
     schemas: dict[str, Any] = {"Error": _ERROR}
-    messages: dict[str, Any] = {
-        "Error": {"name": "Error", "title": "The call failed", "payload": _reference("schemas", "Error")}
-    }
+    messages: dict[str, Any] = {"Error": _message("Error", "The call failed")}
     for service in bus.services:
         for table in service.tables:
             _add_table(service, table, channels, operations, messages, schemas)
@@ -107,11 +105,7 @@ def _add_table(
             },
         },
     }
-    messages[f"{name}.change"] = {
-        "name": f"{name}.change",
-        "title": f"A change of {service.service_id}:{table.name}",
-        "payload": _reference("schemas", f"{name}.change"),
-    }
+    messages[f"{name}.change"] = _message(f"{name}.change", f"A change of {service.service_id}:{table.name}")
     channels[name] = {
         "address": f"table/{{instance}}/{service.service_id}/{table.name}",
         "title": f"The table {service.service_id}:{table.name}",
@@ -157,12 +151,8 @@ def _add_method(
             arguments["required"] = required
     schemas[f"{name}.arguments"] = arguments
     schemas[f"{name}.result"] = json_schema(returns)
-    for part, what in (("arguments", "arguments"), ("result", "result")):
-        messages[f"{name}.{part}"] = {
-            "name": f"{name}.{part}",
-            "title": f"The {what} of {method.name}",
-            "payload": _reference("schemas", f"{name}.{part}"),
-        }
+    for part in ("arguments", "result"):
+        messages[f"{name}.{part}"] = _message(f"{name}.{part}", f"The {part} of {method.name}")
     channels[name] = {
         "address": f"service/{service.service_id}",
         "title": f"{service.service_id}.{method.name}{method.signature}",
@@ -196,6 +186,11 @@ def _add_method(
 def _key(name: str) -> str:
     """Return the key that stands for a name: the specification allows ASCII letters, digits, ``.``, ``-`` and ``_``."""
     return "".join(c if c.isascii() and (c.isalnum() or c in ".-_") else f"-{ord(c):x}-" for c in name)
+
+
+def _message(name: str, title: str) -> dict[str, Any]:
+    """Return the message whose payload is the schema of its name."""
+    return {"name": name, "title": title, "payload": _reference("schemas", name)}
 
 
 def _reference(kind: str, name: str) -> dict[str, str]:
